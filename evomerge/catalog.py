@@ -1,0 +1,94 @@
+"""Finds the YAML definitions that ship with evomerge, and loads YAML strictly.
+
+Definitions lie in `search_spaces/` and `fitness/`: at the top of a source checkout, and inside the installed
+package as `evomerge/_shipped/`. A reference to one is its name (`dare_ties_by_layer`) or a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge.errors import ConfigError, suggest
+
+KINDS = ("search_spaces", "fitness")
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def folder(kind: str) -> Path:
+    """The folder of the shipped definitions of a kind."""
+    shipped = _PACKAGE / "_shipped" / kind
+    return shipped if shipped.is_dir() else _PACKAGE.parent / kind
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """The shipped definitions of a kind, sorted."""
+    return tuple(sorted(path.stem for path in folder(kind).glob("*.yaml")))
+
+
+def find(kind: str, reference: str, relative_to: Path, where: str) -> Path:
+    """The file that `reference` means: a path (relative to `relative_to`) or a shipped name.
+
+    Raises:
+        ConfigError: there is no such file; the message lists the shipped names.
+    """
+    path = (relative_to / Path(reference).expanduser()).resolve()
+    if path.is_file():
+        return path
+    shipped = folder(kind) / f"{reference}.yaml"
+    if shipped.parent == folder(kind) and shipped.is_file():
+        return shipped
+    noun = "search space" if kind == "search_spaces" else "fitness"
+    raise ConfigError(
+        where, [f"no {noun} {reference!r}: there is no file {path}.{suggest(reference, names(kind))}"]
+    )
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice: the second would silently win."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    loader.flatten_mapping(node)
+    mapping: dict[Hashable, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in mapping:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} stands twice", key_node.start_mark
+            )
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or holds no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(str(path), [f"cannot be read: {reason}"]) from error
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(value, dict):
+        raise ConfigError(str(path), ["must hold a mapping of keys to values"])
+    return value
+
+
+def write_yaml(value: Any) -> str:
+    """A value as YAML in reading order, short sequences on one line."""
+    text: str = yaml.dump(value, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
+    return text

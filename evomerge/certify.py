@@ -1,0 +1,228 @@
+"""Is the gain real? Scores the winner, its parents and the uniform average on documents that the search never saw.
+
+Differences are paired by document: the test is a sign-flip permutation test, the interval a bootstrap, both
+stratified by task (Noreen 1989; Efron and Tibshirani 1993, ch. 13 and 15). The winner was chosen without these
+documents, so its hold-out score is unbiased; the best parent is chosen on them, which favours the parent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evomerge import records
+from evomerge.candidate import Progress, Score
+from evomerge.errors import CandidateError, ConfigError
+from evomerge.fitness import Entry
+from evomerge.recipe import Recipe
+from evomerge.study import Plan
+from evomerge.workers import Job, Pool, open_pool
+
+CERTIFICATE = "certificate.json"  # in the study's folder
+RESAMPLES = 10_000
+LEVEL = 0.05
+_CHUNK = 500  # resamples at once
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The winner's mean hold-out score minus another model's, over the same documents.
+
+    Attributes:
+        gain: the difference; low, high: its 95 % bootstrap interval.
+        p: two-sided, of the sign-flip permutation test.
+    """
+
+    gain: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def verdict(self) -> str:
+        """In words: better, worse or within noise."""
+        if self.p >= LEVEL:
+            return "within noise"
+        return "better" if self.gain > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on the hold-out documents; `against` is None for the winner itself."""
+
+    name: str
+    tasks: dict[str, float]
+    mean: float
+    against: Paired | None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """All models on the hold-out documents, the winner last.
+
+    Attributes:
+        documents: how many hold-out documents there are.
+        best_parent: of base and experts, the one of the highest hold-out mean.
+    """
+
+    rows: tuple[Row, ...]
+    documents: int
+    best_parent: str
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether the winner beats its best parent."""
+        paired = next(row.against for row in self.rows if row.name == self.best_parent)
+        assert paired is not None
+        what = f"On {self.documents} hold-out documents the winner gains {paired.gain:+.3f} over the best parent"
+        span = f"95 % interval {paired.low:+.3f} to {paired.high:+.3f}, p {p_text(paired.p)}"
+        ends = {
+            "better": "the gain is real",
+            "worse": "the winner is worse",
+            "within noise": "that is within noise: no gain is shown",
+        }
+        return f"{what}, {self.best_parent} ({span}): {ends[paired.verdict]}."
+
+
+def p_text(p: float) -> str:
+    """A p-value as people read it."""
+    return f"< {1e-3:g}" if p < 1e-3 else f"= {p:.3f}"
+
+
+def contestants(plan: Plan, winner: Recipe) -> dict[str, Recipe]:
+    """The winner and what it has to beat, all as recipes: base, each expert, the uniform average."""
+    frame = plan.frame
+    common = {
+        "base": frame.base,
+        "experts": dict(frame.experts),
+        "dtype": frame.dtype,
+        "layers": frame.layers,
+        "seed": frame.seed,
+    }
+
+    def recipe(method: str, weight: object) -> Recipe:
+        return Recipe.model_validate({**common, "method": method, "parameters": {"weight": weight}})
+
+    found = {"base": recipe("task_arithmetic", 0.0)}
+    for expert in frame.experts:
+        found[f"expert {expert}"] = recipe("linear", {name: float(name == expert) for name in frame.experts})
+    found["uniform average"] = recipe("linear", 1.0)
+    found["winner"] = winner
+    return found
+
+
+def certify(plan: Plan, winner: Recipe, pool: Pool) -> Certificate:
+    """Scores all contestants on the hold-out documents and compares them.
+
+    Args:
+        pool: workers set up with the hold-out tasks.
+
+    Raises:
+        ConfigError: the fitness has no hold-out.
+        CandidateError: a contestant could not be scored.
+    """
+    entries = plan.experiment.fitness.holdout
+    if not entries:
+        raise ConfigError("fitness", ["holdout: lists no task, so no gain can be confirmed; add some"])
+    recipes = contestants(plan, winner)
+    names = list(recipes)
+    scores: dict[str, Score] = {}
+    for outcome in pool.run([Job(key, recipes[name]) for key, name in enumerate(names)]):
+        if outcome.score is None:
+            raise CandidateError(f"{names[outcome.key]} could not be scored: {outcome.reason}")
+        scores[names[outcome.key]] = outcome.score
+    rows = [
+        Row(
+            name=name,
+            tasks=scores[name].measured.tasks,
+            mean=scores[name].measured.mean,
+            against=None if name == "winner" else paired(differences(entries, scores["winner"], scores[name])),
+        )
+        for name in names
+    ]
+    parents = [row for row in rows if row.name == "base" or row.name.startswith("expert ")]
+    return Certificate(
+        rows=tuple(rows),
+        documents=sum(len(task.documents) for task in scores["winner"].report.tasks.values()),
+        best_parent=max(parents, key=lambda row: row.mean).name,
+    )
+
+
+def differences(entries: Sequence[Entry], ours: Score, theirs: Score) -> list[np.ndarray]:
+    """Per task, the documents' differences in its reported metric: float64 (documents,)."""
+    metric = {entry.task: entry.metric for entry in entries}
+    found = []
+    for task, mine in ours.report.tasks.items():
+        name = metric.get(task) or _only(entries)
+        found.append(mine.metrics[name] - theirs.report.tasks[task].metrics[name])
+    return found
+
+
+def _only(entries: Sequence[Entry]) -> str:
+    """The metric of tasks that stand in the report under a group's name."""
+    metrics = {entry.metric for entry in entries}
+    if len(metrics) > 1:
+        raise ConfigError(
+            "fitness", ["holdout: groups and several metrics at once; list the groups' tasks instead"]
+        )
+    return metrics.pop()
+
+
+def paired(differences: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> Paired:
+    """Tests the mean over tasks of the mean paired difference.
+
+    Args:
+        differences: per task, float64 (documents,).
+
+    Returns:
+        The gain with its bootstrap interval and permutation p-value. Reproducible: both are seeded.
+    """
+    gain = float(np.mean([task.mean() for task in differences]))
+    random = np.random.Generator(np.random.Philox(key=seed))
+    boot, flipped = np.zeros(resamples), np.zeros(resamples)
+    for task in differences:
+        for start in range(0, resamples, _CHUNK):
+            chunk = slice(start, min(start + _CHUNK, resamples))
+            shape = (chunk.stop - chunk.start, task.size)
+            boot[chunk] += task[random.integers(task.size, size=shape)].mean(axis=1)
+            flipped[chunk] += (task * (2 * random.integers(2, size=shape) - 1)).mean(axis=1)
+    boot /= len(differences)
+    flipped /= len(differences)
+    low, high = np.quantile(boot, [0.025, 0.975])
+    as_large = int((np.abs(flipped) >= abs(gain) - 1e-12).sum())
+    return Paired(gain, float(low), float(high), (as_large + 1) / (resamples + 1))
+
+
+def run(plan: Plan, winner: Recipe, progress: Progress = lambda text: None) -> Certificate:
+    """Certifies the winner of a study on workers of its own, and keeps the result: STUDY/certificate.json."""
+    progress("starting workers for the hold-out tasks")
+    pool = open_pool(plan.experiment.workers, plan.setup(holdout=True))
+    try:
+        certificate = certify(plan, winner, pool)
+    finally:
+        pool.close()
+    path = plan.folder / CERTIFICATE
+    with records.saving(path):
+        text = json.dumps({"recipe": winner.sha256, **as_json(certificate)}, indent=2)
+        path.write_text(text + "\n", encoding="utf-8")
+    return certificate
+
+
+def as_json(certificate: Certificate) -> dict[str, object]:
+    """The certificate as plain values."""
+
+    def row(one: Row) -> dict[str, object]:
+        against: Mapping[str, object] | None = None
+        if one.against is not None:
+            against = {**vars(one.against), "verdict": one.against.verdict}
+        return {"name": one.name, "tasks": one.tasks, "mean": one.mean, "winner_minus_this": against}
+
+    return {
+        "models": [row(one) for one in certificate.rows],
+        "documents": certificate.documents,
+        "best_parent": certificate.best_parent,
+        "verdict": certificate.verdict,
+    }

@@ -1,0 +1,359 @@
+"""The command line. Heavy imports stand inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from evomerge import __version__, catalog, plugins
+from evomerge.errors import ConfigError, EvomergeError, StudyError, suggest
+
+if TYPE_CHECKING:
+    from evomerge.study import Plan
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Evolutionary merging of language models: exact, fast and honest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_WIDTH = None if sys.stdout.isatty() else 140  # a pipe has no width to fit
+out, err = Console(width=_WIDTH), Console(stderr=True)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
+StudyFolder = Annotated[Path, typer.Argument(help="The study's folder.", show_default=False)]
+
+
+def command(function: Callable[P, R]) -> Callable[P, R]:
+    """A command whose errors are one clear message and an exit code, never a traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except EvomergeError as error:
+            err.print("error:", style="bold red", end=" ")
+            err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            err.print("stopped; what was finished is kept")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return app.command()(wrapped)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Evolutionary merging of language models: exact, fast and honest."""
+
+
+@command
+def run(
+    experiment: Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)],
+    as_json: JsonFlag = False,
+) -> None:
+    """Run a search from an experiment file."""
+    from evomerge import config, study
+
+    loaded = config.load(experiment)
+    if (Path(loaded.study) / "experiment.yaml").exists():
+        study.create(loaded)  # refuses, before any model is read
+    plan = study.plan(loaded, _step)
+    study.create(loaded)
+    try:
+        _search(plan, as_json)
+    except EvomergeError:
+        study.abandon(plan.folder)
+        raise
+
+
+@command
+def resume(
+    folder: StudyFolder,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="A new number of candidates for the whole study.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Go on with a study that was stopped, or give a finished one more candidates."""
+    from evomerge import study
+
+    _search(study.plan(study.reopen(folder, candidates), _step), as_json)
+
+
+def _search(plan: Plan, as_json: bool) -> None:
+    from evomerge import records, report, study
+
+    earlier = records.read_trials(plan.folder) if (plan.folder / records.JOURNAL).exists() else []
+    try:
+        with report.LiveView(err, plan.experiment.budget, earlier) as view:
+            trials = study.search(plan, view, view.message)
+    except KeyboardInterrupt:
+        err.print(f"stopped; go on with `evomerge resume {plan.folder}`", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+    found = report.summary(trials, plan.experiment, str(plan.folder))
+    if as_json:
+        _print_json(found)
+        return
+    out.print(report.summary_table(found))
+    if (winner := records.best(trials)) is not None:
+        out.print(report.trials_table([winner], title="best trial"))
+    out.print(f"build it: evomerge export {plan.folder} OUT", soft_wrap=True, highlight=False)
+    if plan.experiment.fitness.holdout:
+        out.print(f"test it:  evomerge certify {plan.folder}", soft_wrap=True, highlight=False)
+
+
+@command
+def status(
+    folder: StudyFolder,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best trials to show.")] = 5,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show how a study stands, running or not."""
+    from evomerge import records, report, study
+
+    experiment = study.reopen(folder)
+    trials = records.read_trials(folder) if (folder / records.JOURNAL).exists() else []
+    found = report.summary(trials, experiment, str(folder))
+    ranked = sorted((t for t in trials if t.value is not None), key=lambda t: (-(t.value or 0.0), t.number))[:top]
+    if as_json:
+        _print_json({**found, "top": [report.trial_json(trial) for trial in ranked]})
+        return
+    out.print(report.summary_table(found))
+    if ranked:
+        out.print(report.trials_table(ranked, title="best trials"))
+
+
+@command
+def certify(
+    folder: StudyFolder,
+    trial: Annotated[int | None, typer.Option(help="A trial; the best by default.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare a study's winner with its parents on held-out documents, with paired tests."""
+    from evomerge import certify as certification
+    from evomerge import report, space, study
+
+    plan = study.plan(study.reopen(folder), _step)
+    chosen = _choose(plan, trial)
+    winner = space.decode(plan.experiment.space, plan.frame, chosen.genome)
+    found = certification.run(plan, winner, _step)
+    if as_json:
+        _print_json(certification.as_json(found))
+        return
+    out.print(report.certificate_table(found))
+    out.print(found.verdict, highlight=False)
+
+
+@command
+def export(
+    folder: StudyFolder,
+    output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    trial: Annotated[int | None, typer.Option(help="A trial's number; the best by default.")] = None,
+) -> None:
+    """Build a trial's model as a Hugging Face folder, and check that it is the one that was scored."""
+    from evomerge import export as exporting
+    from evomerge import study
+
+    _refuse_existing(output)
+    plan = study.plan(study.reopen(folder), _step)
+    chosen = _choose(plan, trial)
+    exporting.export_trial(plan, chosen, output, _step)
+    out.print(f"trial {chosen.number} is in {output}", highlight=False, soft_wrap=True)
+
+
+@command
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+) -> None:
+    """Build one model from a recipe, without a search."""
+    from evomerge import export as exporting
+
+    _refuse_existing(output)
+    exporting.export_recipe(recipe, output, _step)
+    out.print(f"merged into {output}", highlight=False, soft_wrap=True)
+
+
+@command
+def score(
+    model: Annotated[str, typer.Argument(help="A model folder, or a Hub id with optional @revision.")],
+    fitness: Annotated[str, typer.Option(help="A fitness by name or path.", show_default=False)],
+    split: Annotated[str, typer.Option(help="search, holdout or all")] = "search",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads. A study's own are 1 by default.")] = 1,
+    as_json: JsonFlag = False,
+) -> None:
+    """Score any Hugging Face model with the engine of the search."""
+    from evomerge import config, report, scorecard
+
+    if split not in ("search", "holdout", "all"):
+        raise ConfigError("--split", [f"is {split!r}; give search, holdout or all"])
+    loaded = config.read_fitness(fitness, Path.cwd(), "--fitness")
+    entries = {"search": loaded.search, "holdout": loaded.holdout, "all": (*loaded.search, *loaded.holdout)}[split]
+    found = scorecard.score_model(model, loaded, entries, dtype=dtype, threads=threads)
+    if as_json:
+        _print_json(found)
+        return
+    out.print(report.scores_table(found["tasks"], found["climbed"]))
+    out.print(f"fitness {found['fitness']:.4f}, mean {found['mean']:.4f}", highlight=False)
+
+
+@command
+def check(
+    experiment: Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)],
+    as_json: JsonFlag = False,
+) -> None:
+    """Check an experiment without running it: files, models, search space, tasks, metrics."""
+    from evomerge import config, report, scorecard, study
+
+    plan = study.plan(config.load(experiment), _step)
+    _step("building the tasks")
+    documents = scorecard.check_tasks(plan)
+    if as_json:
+        _print_json({**report.plan_json(plan), "documents": documents})
+        return
+    out.print(report.plan_table(plan))
+    for task, count in documents.items():
+        out.print(f"  {task}: {count:,} documents", highlight=False)
+    out.print("nothing is wrong with it", style="green")
+
+
+@command
+def ls(
+    kind: Annotated[
+        str, typer.Argument(help="methods, samplers, operators, search_spaces or fitness; all by default")
+    ] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """List what there is: methods, samplers, operators, search spaces, fitness files."""
+    kinds = (*plugins.KINDS, *catalog.KINDS)
+    if kind and kind not in kinds:
+        raise ConfigError("ls", [f"there is no kind {kind!r}.{suggest(kind, kinds)}"])
+    found = {name: _listing(name) for name in ([kind] if kind else kinds)}
+    if as_json:
+        _print_json(found)
+        return
+    for name, rows in found.items():
+        table = Table(title=name.replace("_", " "), title_justify="left", show_header=False, box=None)
+        for row, about in rows.items():
+            table.add_row(f"  {row}", about, style=None)
+        out.print(table)
+
+
+def _listing(kind: str) -> dict[str, str]:
+    if kind in plugins.KINDS:
+        return {name: plugins.summary(kind, name) for name in plugins.names(kind)}
+    return {name: _first_comment(catalog.folder(kind) / f"{name}.yaml") for name in catalog.names(kind)}
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+@command
+def cp(
+    name: Annotated[str, typer.Argument(help="A shipped search space or fitness.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(help="A file or folder; here by default.")] = Path("."),
+) -> None:
+    """Copy a shipped search space or fitness file, to change it."""
+    homes = [kind for kind in catalog.KINDS if name in catalog.names(kind)]
+    if not homes:
+        known = [shipped for kind in catalog.KINDS for shipped in catalog.names(kind)]
+        raise ConfigError("cp", [f"nothing named {name!r} ships with evomerge.{suggest(name, known)}"])
+    source = catalog.folder(homes[0]) / f"{name}.yaml"
+    target = destination / source.name if destination.is_dir() else destination
+    if target.exists():
+        raise StudyError(f"{target} exists already; give another name")
+    try:
+        shutil.copy(source, target)
+        include = catalog.read_yaml(source).get("include")
+        if include:  # a fitness file is no use without its tasks
+            shutil.copytree(source.parent / include, target.parent / include, dirs_exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{target} cannot be written: {error.strerror}") from error
+    out.print(f"copied to {target}", highlight=False, soft_wrap=True)
+
+
+@command
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", help="Where models, study and export go.")] = Path(
+        "evomerge-demo"
+    ),
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates of the search.")] = 120,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a tiny family of models, search for their best merge, compare and export it: about three minutes."""
+    from evomerge.demo import tour
+
+    found = tour.run(folder, candidates, err, out if not as_json else err)
+    if as_json:
+        _print_json(found)
+
+
+# --- shared by the commands --------------------------------------------------------------------------------
+
+
+def _choose(plan: Plan, number: int | None) -> Any:
+    from evomerge import records
+
+    trials = records.read_trials(plan.folder)
+    if number is None:
+        winner = records.best(trials)
+        if winner is None:
+            raise StudyError(f"{plan.folder} has no finished trial yet")
+        return winner
+    if not 0 <= number < len(trials):
+        raise StudyError(f"--trial: is {number}, but the study has trials 0 to {len(trials) - 1}")
+    return trials[number]
+
+
+def _refuse_existing(output: Path) -> None:
+    """Refuses before any model is read."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise StudyError(f"{output} exists already; give another folder, or remove it first")
+
+
+def _step(text: str) -> None:
+    err.print(f"{text} ...", style="dim", markup=False, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def main() -> None:
+    """The `evomerge` command."""
+    # lm-eval and datasets look for a hub at every turn; what a person names by Hub id is fetched all the same.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()
+
+
+if __name__ == "__main__":
+    main()

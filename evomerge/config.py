@@ -1,0 +1,210 @@
+"""The experiment file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from evomerge import catalog, plugins
+from evomerge.errors import ConfigError, suggest
+from evomerge.fitness import Fitness
+from evomerge.merger import Compile
+from evomerge.recipe import Dtype, OperatorStep, SourceField, Strict, faults_of, relocate
+from evomerge.space import SearchSpace
+
+Auto = Literal["auto"]
+
+
+class SamplerChoice(BaseModel):
+    """A sampler's name, and its options beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @model_validator(mode="after")
+    def _known(self) -> SamplerChoice:
+        known = plugins.names("samplers")
+        if self.name not in known:
+            raise ValueError(f"name: unknown sampler {self.name!r}.{suggest(self.name, known)}")
+        try:
+            plugins.load("samplers", self.name).Options.model_validate(self.options)
+        except ValidationError as error:
+            raise ValueError("\n".join(faults_of(error))) from error
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options, as the file gives them."""
+        return dict(self.model_extra or {})
+
+
+class Budget(Strict):
+    """When a study ends: at whichever limit comes first."""
+
+    candidates: int | None = Field(default=None, ge=1)
+    documents: int | None = Field(default=None, ge=1)
+    hours: float | None = Field(default=None, gt=0.0)
+
+    @model_validator(mode="after")
+    def _some(self) -> Budget:
+        if self.candidates is None and self.documents is None and self.hours is None:
+            raise ValueError("give at least one of candidates, documents, hours")
+        return self
+
+
+class Workers(Strict):
+    """Who evaluates candidates.
+
+    Attributes:
+        backend: `ray` runs worker processes; `inline` runs in this process.
+        count: number of workers; `auto` is one for each GPU, else one for each core.
+        gpus: how many GPUs to use, one for each worker; `auto` is all there are.
+        threads: CPU threads of each worker; `auto` is 1 without a GPU (two workers of one thread beat one of two,
+            and results then do not depend on the number of workers), else the cores divided by the workers.
+        address: a Ray cluster to join; a local one is started by default.
+        timeout: seconds after which a candidate counts as failed.
+        retries: how often a candidate whose worker died is tried again.
+    """
+
+    backend: Literal["ray", "inline"] = "ray"
+    count: Auto | Annotated[int, Field(ge=1)] = "auto"
+    gpus: Auto | Annotated[int, Field(ge=0)] = "auto"
+    threads: Auto | Annotated[int, Field(ge=1)] = "auto"
+    address: str | None = None
+    timeout: float | None = Field(default=None, gt=0.0)
+    retries: int = Field(default=2, ge=0)
+
+
+def _parse_sampler(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Experiment(Strict):
+    """An experiment file, with its search space and fitness read in and its paths absolute."""
+
+    base: SourceField
+    experts: dict[str, SourceField] = Field(min_length=1)
+    space: SearchSpace
+    fitness: Fitness
+    sampler: Annotated[SamplerChoice, BeforeValidator(_parse_sampler)] = Field(
+        default_factory=lambda: SamplerChoice(name="cma")
+    )
+    budget: Budget
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    workers: Workers = Workers()
+    dtype: Auto | Dtype = "auto"
+    compile: Compile = "auto"
+    operators: tuple[OperatorStep, ...] = ()
+    study: str
+
+    @model_validator(mode="after")
+    def _known_operators(self) -> Experiment:
+        known = plugins.names("operators")
+        faults = [
+            f"operators.{step.name}: unknown operator {step.name!r}.{suggest(step.name, known)}"
+            for step in self.operators
+            if step.name not in known
+        ]
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+
+def load(path: Path) -> Experiment:
+    """The experiment in a file. Paths in it are relative to the file.
+
+    Raises:
+        ConfigError: with every fault of the file, its search space and its fitness.
+    """
+    data = catalog.read_yaml(path)
+    folder = path.resolve().parent
+    errors: list[ConfigError] = []
+    refused: set[str] = set()
+    for key, reader in (("space", read_space), ("fitness", read_fitness)):
+        if key in data:
+            try:
+                data[key] = reader(data[key], folder, f"{path}: {key}")
+            except ConfigError as error:
+                errors.append(error)
+                refused.add(key)
+    experiment = None
+    try:
+        experiment = Experiment.model_validate({key: value for key, value in data.items() if key not in refused})
+    except ValidationError as error:
+        missing = {f"{key}: is missing" for key in refused}
+        faults = [fault for fault in faults_of(error) if fault not in missing]
+        errors[:0] = [ConfigError(str(path), faults)] if faults else []
+    if errors or experiment is None:
+        raise ConfigError.join(errors)
+    return experiment.model_copy(
+        update={
+            "base": relocate(experiment.base, folder),
+            "experts": {name: relocate(source, folder) for name, source in experiment.experts.items()},
+            "study": str((folder / Path(experiment.study).expanduser()).resolve()),
+        }
+    )
+
+
+Model = TypeVar("Model", bound=BaseModel)
+_CATALOG = {"space": "search_spaces", "fitness": "fitness"}
+
+
+def _read(
+    key: str,
+    model: type[Model],
+    value: Any,
+    folder: Path,
+    where: str,
+    finish: Callable[[dict[str, Any], Path], None],
+) -> Model:
+    """A search space or fitness: a mapping, or the name or path of a file that holds one."""
+    if isinstance(value, str):
+        file = catalog.find(_CATALOG[key], value, folder, where)
+        value, folder, where = catalog.read_yaml(file), file.parent, str(file)
+    if not isinstance(value, Mapping):
+        raise ConfigError(where, ["must be a name, a path or a mapping"])
+    data = dict(value)
+    if key in data and "experts" in data:  # an experiment file, which holds one
+        return _read(key, model, data[key], folder, f"{where}: {key}", finish)
+    finish(data, folder)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(where, faults_of(error)) from error
+
+
+def read_space(value: Any, folder: Path, where: str) -> SearchSpace:
+    """The search space that an experiment's `space` means.
+
+    Raises:
+        ConfigError: with every fault.
+    """
+    return _read("space", SearchSpace, value, folder, where, lambda data, home: None)
+
+
+def read_fitness(value: Any, folder: Path, where: str) -> Fitness:
+    """The fitness that an experiment's `fitness` means, its include path absolute.
+
+    Raises:
+        ConfigError: with every fault.
+    """
+
+    def absolute_include(data: dict[str, Any], home: Path) -> None:
+        if isinstance(data.get("include"), str):
+            include = (home / Path(data["include"]).expanduser()).resolve()
+            if not include.is_dir():
+                raise ConfigError(where, [f"include: there is no folder {include}"])
+            data["include"] = str(include)
+
+    return _read("fitness", Fitness, value, folder, where, absolute_include)
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """The experiment as a file that needs no other: space and fitness in it, paths absolute."""
+    data = experiment.model_dump(mode="json", exclude_none=True)
+    data["sampler"] = {"name": experiment.sampler.name, **experiment.sampler.options}
+    return catalog.write_yaml(data)

@@ -1,0 +1,94 @@
+"""The demo from end to end: train a family, search its best merge, compare on held-out documents, export."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from evomerge import certify, config, export, records, report, space, study
+from evomerge.demo.experiment import write_experiment
+from evomerge.demo.family import train_family
+from evomerge.errors import StudyError
+
+EXPORT = "merged"
+
+
+def run(folder: Path, candidates: int, err: Console, out: Console) -> dict[str, Any]:
+    """Runs the demo in a folder. What is there already is not made again, so it may be interrupted.
+
+    Args:
+        candidates: of the whole search; a later call with more goes on.
+        err, out: consoles for progress and for the result.
+
+    Returns:
+        The result as plain values.
+    """
+    err.print(f"1. a tiny family of models, trained here, in {folder / 'models'}", markup=False)
+    with records.saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _train(folder, err)
+        path = write_experiment(folder, candidates)
+    err.print(f"2. a search for their best merge: {path}", markup=False)
+    plan, trials = _search(path, candidates, err)
+    winner = records.best(trials)
+    if winner is None:
+        raise StudyError(f"{plan.folder}: no candidate was scored")
+
+    def step(text: str) -> None:
+        err.print(f"{text} ...", style="dim", markup=False, highlight=False)
+
+    err.print("3. the winner, its parents and the uniform average on documents that the search never saw")
+    recipe = space.decode(plan.experiment.space, plan.frame, winner.genome)
+    certificate = certify.run(plan, recipe, step)
+    err.print("4. the winner as an ordinary Hugging Face folder")
+    target = folder / EXPORT
+    if target.exists():
+        shutil.rmtree(target)
+    export.export_trial(plan, winner, target, step)
+    out.print(report.certificate_table(certificate))
+    out.print(certificate.verdict, highlight=False)
+    out.print(
+        f"The winner, trial {winner.number} of {len(trials)}, is in {target}", highlight=False, soft_wrap=True
+    )
+    return {
+        "experiment": str(path),
+        "study": str(plan.folder),
+        "export": str(target),
+        "best": report.trial_json(winner),
+        "holdout": certify.as_json(certificate),
+    }
+
+
+def _train(folder: Path, err: Console) -> None:
+    columns = (TextColumn("   {task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("training", total=None)
+        last = ""
+
+        def show(done: int, total: int, text: str) -> None:
+            nonlocal last
+            bar.update(task, completed=done, total=total, description=text)
+            if text != last and not err.is_terminal:
+                err.print(f"   {text}", markup=False, highlight=False)
+            last = text
+
+        train_family(folder, progress=show)
+
+
+def _search(path: Path, candidates: int, err: Console) -> tuple[study.Plan, list[records.Trial]]:
+    """Begins the search, or goes on with the one that is there."""
+    experiment = config.load(path)
+    folder = Path(experiment.study)
+    if (folder / records.EXPERIMENT).exists():
+        experiment = study.reopen(folder, candidates)
+        plan = study.plan(experiment)
+    else:
+        plan = study.plan(experiment)
+        study.create(experiment)
+    earlier = records.read_trials(folder) if (folder / records.JOURNAL).exists() else []
+    with report.LiveView(err, plan.experiment.budget, earlier) as view:
+        return plan, study.search(plan, view, view.message)

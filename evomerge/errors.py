@@ -1,0 +1,50 @@
+"""The errors that evomerge raises for people, each with the exit code the command line ends with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class EvomergeError(Exception):
+    """Something a person can put right. `str()` says what is wrong, where, and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(EvomergeError):
+    """A YAML file says something that cannot be. Holds every fault found, not only the first."""
+
+    def __init__(self, where: str, faults: Sequence[str]) -> None:
+        self.where = where
+        self.faults = tuple(faults)
+        super().__init__("\n".join(f"{where}: {fault}" if where else fault for fault in self.faults))
+
+    @classmethod
+    def join(cls, errors: Sequence[ConfigError]) -> ConfigError:
+        """The faults of several files as one error."""
+        return cls("", [line for error in errors for line in str(error).splitlines()])
+
+
+class CheckpointError(EvomergeError):
+    """A checkpoint is missing, damaged, or does not fit the others."""
+
+
+class StudyError(EvomergeError):
+    """A study folder cannot be opened, continued or written."""
+
+
+class CandidateError(EvomergeError):
+    """One candidate could not be built or scored. Its study goes on without it."""
+
+
+class WorkerError(EvomergeError):
+    """Workers cannot be started, or keep dying."""
+
+
+def suggest(wrong: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known one, then all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(wrong, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Known: {', '.join(names) or 'none'}."

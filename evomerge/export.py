@@ -1,0 +1,251 @@
+"""Writes candidates as ordinary Hugging Face folders, and checks that what was written is what was scored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from pydantic import ValidationError
+from transformers import GenerationConfig
+
+from evomerge import __version__, candidate, catalog, mergekit_yaml, records, tensors
+from evomerge import recipe as recipes
+from evomerge.candidate import Progress, Setup, Survey, Workbench
+from evomerge.certify import CERTIFICATE, p_text
+from evomerge.checkpoints import locate
+from evomerge.errors import CheckpointError, ConfigError, StudyError
+from evomerge.recipe import Recipe, SourceField, Strict
+from evomerge.records import Trial
+from evomerge.space import decode
+from evomerge.study import Plan
+
+_TOKENIZER = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
+_SHARD = "4GB"
+
+
+def export_trial(plan: Plan, trial: Trial, out: Path, progress: Progress) -> Path:
+    """Builds a trial's model again, in a folder that transformers loads.
+
+    Raises:
+        StudyError: the trial failed, or `out` exists, or the model is not the one that was scored.
+        CheckpointError: a checkpoint has changed since the search.
+    """
+    if trial.value is None:
+        raise StudyError(f"trial {trial.number} failed ({trial.reason}); choose another one")
+    recipe = decode(plan.experiment.space, plan.frame, trial.genome)
+    if recipe.sha256 != trial.recipe:
+        raise CheckpointError(
+            f"trial {trial.number} cannot be rebuilt: its recipe was {trial.recipe[:12]} and is now "
+            f"{recipe.sha256[:12]}; a checkpoint has changed since the search"
+        )
+    certificate = plan.folder / CERTIFICATE
+    found = json.loads(certificate.read_text()) if certificate.is_file() else None
+    if found is not None and found.get("recipe") != recipe.sha256:
+        found = None
+    return _write(
+        recipe,
+        plan.survey,
+        plan.folder / records.TABLES,
+        out,
+        progress,
+        trial.weights_sha256,
+        _scores(trial),
+        found,
+    )
+
+
+def export_recipe(path: Path, out: Path, progress: Progress) -> Path:
+    """Builds the model of a recipe file, without a search.
+
+    Raises:
+        ConfigError: the file has faults.
+        CheckpointError: a checkpoint is missing, does not fit, or is not the one the recipe names.
+    """
+    recipe, survey = read_recipe(path, progress)
+    cache = out.parent / f".{out.name}.tables"
+    try:
+        return _write(recipe, survey, cache, out, progress, None, None, None)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+class _Models(Strict):
+    base: SourceField
+    experts: dict[str, SourceField]
+
+
+def read_recipe(path: Path, progress: Progress) -> tuple[Recipe, Survey]:
+    """A recipe file with its checkpoints opened; `layers` and `dtype` may be left to the base.
+
+    Raises:
+        ConfigError, CheckpointError: as `export_recipe`.
+    """
+    data = catalog.read_yaml(path)
+    try:
+        models = _Models.model_validate({key: data[key] for key in ("base", "experts") if key in data})
+    except ValidationError as error:
+        raise ConfigError(str(path), recipes.faults_of(error)) from error
+    folder = path.resolve().parent
+    experts = {name: recipes.relocate(source, folder) for name, source in models.experts.items()}
+    survey = candidate.survey(
+        recipes.relocate(models.base, folder), experts, str(data.get("dtype", "auto")), progress
+    )
+    for where, given, found in (
+        ("base", models.base, survey.base),
+        *((f"experts.{name}", models.experts[name], survey.experts[name]) for name in experts),
+    ):
+        if given.sha256 not in (None, found.sha256):
+            raise CheckpointError(
+                f"{path}: {where}: {found} does not hold the weights that the recipe was made with"
+            )
+    recipe = recipes.read(path, layers=survey.layers, dtype=survey.dtype)
+    if recipe.layers != survey.layers:
+        raise ConfigError(str(path), [f"layers: is {recipe.layers}, but the base has {survey.layers}"])
+    return recipe.model_copy(update={"base": survey.base, "experts": dict(sorted(survey.experts.items()))}), survey
+
+
+def _write(
+    recipe: Recipe,
+    survey: Survey,
+    cache: Path,
+    out: Path,
+    progress: Progress,
+    scored: str | None,
+    scores: dict[str, Any] | None,
+    certificate: dict[str, Any] | None,
+) -> Path:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudyError(f"{out} exists already; give another folder, or remove it first")
+    aside = out.parent / f".{out.name}.writing"
+    shutil.rmtree(aside, ignore_errors=True)
+    progress("merging")
+    setup = Setup(base=survey.base, experts=survey.experts, dtype=recipe.dtype, cache=str(cache))
+    setup = replace(setup, threads=max(1, torch.get_num_threads()))
+    model = Workbench(setup).build(recipe)
+    digest = weights_sha256(model)
+    if scored not in (None, digest):
+        raise StudyError(
+            f"the model built now ({digest[:12]}) is not the one that was scored ({scored[:12]}); "
+            "the library or torch has changed since: export with the versions of the search"
+        )
+    progress("writing")
+    with records.saving(out):
+        aside.mkdir(parents=True)
+        # The base's own generation config is copied below; transformers refuses to save some that it loads.
+        model.generation_config = GenerationConfig()
+        model.save_pretrained(aside, max_shard_size=_SHARD)
+        base = locate(survey.base, "base")
+        for pattern in (*_TOKENIZER, "generation_config.json"):
+            for file in base.glob(pattern):
+                if file.is_file():
+                    shutil.copy(file, aside / file.name)
+        (aside / "recipe.yaml").write_text(recipes.to_yaml(recipe), encoding="utf-8")
+        mergekit = mergekit_yaml.write(recipe, survey.names)
+        if mergekit is not None:
+            (aside / "mergekit.yaml").write_text(mergekit, encoding="utf-8")
+        about = {"recipe": recipe.sha256, "weights_sha256": digest, "scores": scores, "certificate": certificate}
+        (aside / "evomerge.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        model_card(recipe, digest, scores, certificate).save(aside / "README.md")
+    progress("loading it again to compare")
+    reloaded = weights_sha256(candidate.load_model(aside, recipe.dtype, "cpu"))
+    if reloaded != digest:
+        raise StudyError(
+            f"{aside}: the folder loads as {reloaded[:12]} and not as {digest[:12]}; please report this"
+        )
+    if out.exists():
+        out.rmdir()
+    aside.replace(out)
+    return out
+
+
+def weights_sha256(model: Any) -> str:
+    """The hash of a model's weights, see `tensors.sha256`; tied parameters count once."""
+    return tensors.sha256({name: parameter.data for name, parameter in model.named_parameters()})
+
+
+def _scores(trial: Trial) -> dict[str, Any]:
+    return {"trial": trial.number, "fitness": trial.value, "tasks": trial.tasks, "climbed": trial.climbed}
+
+
+def model_card(
+    recipe: Recipe, digest: str, scores: dict[str, Any] | None, certificate: dict[str, Any] | None
+) -> ModelCard:
+    """The folder's README.md: what it is, how it was made, what it scores."""
+    models = [recipe.base, *recipe.experts.values()]
+    hub = [source.model for source in models if not Path(source.model).is_absolute()]
+    data = ModelCardData(
+        library_name="transformers",
+        tags=["merge", "evomerge"],
+        pipeline_tag="text-generation",
+        base_model=hub or None,
+    )
+    experts = "\n".join(f"- **{name}**: `{_shown(source.model)}`" for name, source in recipe.experts.items())
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        "# A merged model",
+        f"Made by evomerge {__version__}: method `{recipe.method}`, dtype "
+        f"`{recipe.dtype}`, seed {recipe.seed}. No training took place.",
+        f"- **base**: `{_shown(recipe.base.model)}`\n{experts}",
+    ]
+    if scores is not None:
+        parts += ["## Scores in the search", _score_table(scores), _SEARCH_NOTE]
+    if certificate is not None:
+        parts += ["## Scores on held-out documents", _certificate_table(certificate), certificate["verdict"]]
+    parts += [
+        "## Recipe",
+        f"Recipe `{recipe.sha256}`, weights `{digest}`. `evomerge merge recipe.yaml OUT` builds the same bits.",
+        f"```yaml\n{_portable(recipe)}```",
+    ]
+    if recipe.method in mergekit_yaml.SUPPORTED:
+        parts.append(
+            "`mergekit.yaml` is the nearest configuration for mergekit. It draws other DARE masks and breaks ties "
+            "in magnitude otherwise, so its weights differ for the methods that drop elements."
+        )
+    return ModelCard("\n\n".join(parts) + "\n")
+
+
+_SEARCH_NOTE = "The search chose the model by these documents, so expect less on others."
+
+
+def _shown(model: str) -> str:
+    """A Hub id as it is; of a local path its last part alone, which tells nothing of the machine."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def _portable(recipe: Recipe) -> str:
+    def shown(source: Any) -> Any:
+        return source.model_copy(update={"model": _shown(source.model)})
+
+    experts = {name: shown(source) for name, source in recipe.experts.items()}
+    return recipes.to_yaml(recipe.model_copy(update={"base": shown(recipe.base), "experts": experts}))
+
+
+def _score_table(scores: dict[str, Any]) -> str:
+    lines = ["| task | metric | climbed |", "|---|---|---|"]
+    lines += [
+        f"| {task} | {value:.4f} | {scores['climbed'][task]:.4f} |" for task, value in scores["tasks"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _certificate_table(certificate: dict[str, Any]) -> str:
+    tasks = list(certificate["models"][0]["tasks"])
+    lines = [f"| model | {' | '.join(tasks)} | mean | winner minus this |", "|---" * (len(tasks) + 3) + "|"]
+    for model in certificate["models"]:
+        against = model["winner_minus_this"]
+        shown = f"{against['gain']:+.3f} (p {p_text(against['p'])})" if against else ""
+        cells = " | ".join(f"{model['tasks'][task]:.3f}" for task in tasks)
+        lines.append(f"| {model['name']} | {cells} | {model['mean']:.3f} | {shown} |")
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""The fitness file: which lm-eval tasks a search climbs, and which it never sees.
+
+Turns per-document results into the number the sampler climbs. A result that is not a number makes the
+candidate a failure, never a score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from evomerge.errors import CandidateError, ConfigError, suggest
+from evomerge.recipe import Strict
+from evomerge.scoring import Report, Scorer, TaskSpec
+
+
+class Entry(Strict):
+    """One task of a fitness file.
+
+    Attributes:
+        task: lm-eval's name of it.
+        metric: what is reported.
+        climb: what the search climbs; the metric by default. Smooth metrics (`probability`, `loglikelihood`,
+            `margin`) need far fewer documents than an accuracy for the same certainty.
+        weight: its share in the objective.
+        num_fewshot, limit: as in lm-eval; the file's by default.
+    """
+
+    task: str
+    metric: str = "acc"
+    climb: str | None = None
+    weight: float = Field(default=1.0, gt=0.0)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+
+    @property
+    def climbs(self) -> str:
+        """The metric that the search climbs."""
+        return self.climb or self.metric
+
+
+class Fitness(Strict):
+    """A fitness file. See `fitness/` for examples."""
+
+    include: str | None = None
+    search: tuple[Entry, ...] = Field(min_length=1)
+    holdout: tuple[Entry, ...] = ()
+    objective: Literal["mean"] = "mean"
+    num_fewshot: int | None = Field(default=None, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+    apply_chat_template: bool = False
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Fitness:
+        searched = [entry.task for entry in self.search]
+        held_out = [entry.task for entry in self.holdout]
+        faults = [f"search: {task} stands twice" for task in sorted(set(searched)) if searched.count(task) > 1]
+        faults += [f"holdout: {task} stands twice" for task in sorted(set(held_out)) if held_out.count(task) > 1]
+        faults += [
+            f"holdout: {task} is a search task as well; hold-out documents must never be searched on"
+            for task in sorted(set(searched) & set(held_out))
+        ]
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def specs(self, entries: Sequence[Entry]) -> tuple[TaskSpec, ...]:
+        """The tasks of some of this file's entries, with the file's defaults filled in."""
+        return tuple(
+            TaskSpec(
+                task=entry.task,
+                num_fewshot=self.num_fewshot if entry.num_fewshot is None else entry.num_fewshot,
+                limit=self.limit if entry.limit is None else entry.limit,
+            )
+            for entry in entries
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate's scores.
+
+    Attributes:
+        value: what the sampler climbs: the weighted mean of the tasks' climbed metrics.
+        tasks: task -> its reported metric.
+        climbed: task -> its climbed metric.
+    """
+
+    value: float
+    tasks: dict[str, float]
+    climbed: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """The plain mean of the reported metrics."""
+        return sum(self.tasks.values()) / len(self.tasks)
+
+
+def measure(entries: Sequence[Entry], report: Report, expanded: Mapping[str, Sequence[str]]) -> Measured:
+    """The scores that a report gives for the entries.
+
+    Args:
+        expanded: entry -> the tasks it stands for; several for a group, whose score is their mean weighted by
+            their numbers of documents.
+
+    Raises:
+        CandidateError: one of them is not a finite number.
+    """
+
+    def aggregate(task: str, metric: str) -> float:
+        members = [report.tasks[name] for name in expanded[task]]
+        documents = sum(len(member.documents) for member in members)
+        value = math.fsum(member.aggregates[metric] * len(member.documents) for member in members) / documents
+        if not math.isfinite(value):
+            raise CandidateError(f"{task}: {metric} is {value}, which is no score")
+        return value
+
+    tasks = {entry.task: aggregate(entry.task, entry.metric) for entry in entries}
+    climbed = {entry.task: aggregate(entry.task, entry.climbs) for entry in entries}
+    total = sum(entry.weight for entry in entries)
+    value = math.fsum(entry.weight * climbed[entry.task] for entry in entries) / total
+    return Measured(value, tasks, climbed)
+
+
+def check_metrics(entries: Sequence[Entry], scorer: Scorer, where: str = "fitness") -> None:
+    """Checks that every entry's metrics exist.
+
+    Raises:
+        ConfigError: with all that do not.
+    """
+    faults = []
+    for entry in entries:
+        for task in scorer.expanded[entry.task]:
+            known = scorer.metrics(task)
+            for key, metric in (("metric", entry.metric), ("climb", entry.climbs)):
+                if metric not in known:
+                    faults.append(f"{task}: has no {key} {metric!r}.{suggest(metric, known)}")
+                elif key == "climb" and not scorer.higher_is_better(task, metric):
+                    faults.append(
+                        f"{task}: less {metric} is better, and a search climbs; climb another of {', '.join(known)}"
+                    )
+    if faults:
+        raise ConfigError(where, list(dict.fromkeys(faults)))

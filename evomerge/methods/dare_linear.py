@@ -1,0 +1,39 @@
+"""DARE with task arithmetic: drop elements of each task vector at random, rescale the rest, add them up.
+
+θ = θ0 + λ·Σk wk·mk(δk)/dk, where mk keeps each element with probability dk; the sum is divided by Σk wk with
+`normalize`. Yu et al. 2024, "Language models are super Mario", arXiv 2311.03099, eq. 2. Masks are hashed from
+(seed, expert, tensor, element): see `evomerge.masks`.
+
+- `weight`, per expert: any number.
+- `density`, per expert, in (0, 1]: the fraction of elements kept.
+- `lambda`: scales the whole sum; 1 by default.
+- options `rescale` (default true): divide what is kept by the density; `normalize` (default false).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from evomerge import kernels
+from evomerge.methods import DENSITY, LAMBDA, WEIGHT, TensorInputs
+from evomerge.methods._common import factor, random_drop
+
+PARAMETERS = (WEIGHT, DENSITY, LAMBDA)
+OPTIONS = {"normalize": False, "rescale": True}
+EXPERTS = (1, None)
+TABLES: frozenset[str] = frozenset()
+INDEXED = True
+
+
+def scalars(tensor: TensorInputs) -> dict[str, list[float] | list[int]]:
+    """weight: (K,), with λ and the normalization in it; and the masks' scalars."""
+    common = factor(tensor)
+    return {"weight": [common * weight for weight in tensor.values["weight"]], **random_drop(tensor)}
+
+
+def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
+    """θ0 + Σk wk·mk(δk)."""
+    deltas = kernels.drop_random(kernels.task_vectors(base, experts), s)
+    return base + kernels.weighted_sum(deltas, s["weight"])

@@ -1,0 +1,42 @@
+"""DARE with TIES' sign election: drop at random, rescale, elect a sign for each element, add what agrees.
+
+θ = θ0 + λ·elect(wk·mk(δk)/dk). Yu et al. 2024, arXiv 2311.03099, eq. 2, with the sign election of Yadav et al.
+2023, arXiv 2306.01708, §3.2-3.3. Masks are hashed from (seed, expert, tensor, element): see `evomerge.masks`.
+
+- `weight`, per expert: any number.
+- `density`, per expert, in (0, 1]: the fraction of elements kept.
+- `lambda`: scales the whole sum; 1 by default.
+- options `rescale` (default true): divide what is kept by the density; `normalize` (default false): divide by
+  the weights that took part in each element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from evomerge import kernels
+from evomerge.methods import DENSITY, LAMBDA, WEIGHT, TensorInputs
+from evomerge.methods._common import random_drop
+
+PARAMETERS = (WEIGHT, DENSITY, LAMBDA)
+OPTIONS = {"normalize": False, "rescale": True}
+EXPERTS = (1, None)
+TABLES: frozenset[str] = frozenset()
+INDEXED = True
+
+
+def scalars(tensor: TensorInputs) -> dict[str, list[float] | list[int]]:
+    """weight: (K,); lambda: (1,); and the masks' scalars."""
+    return {
+        "weight": list(tensor.values["weight"]),
+        "lambda": list(tensor.values["lambda"]),
+        **random_drop(tensor),
+    }
+
+
+def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
+    """θ0 + λ·elect(wk·mk(δk))."""
+    deltas = kernels.drop_random(kernels.task_vectors(base, experts), s)
+    return base + s["lambda"][0] * kernels.elect(deltas, s["weight"], normalize=options["normalize"])

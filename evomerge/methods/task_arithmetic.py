@@ -1,0 +1,35 @@
+"""Task arithmetic: add weighted task vectors to the base.
+
+θ = θ0 + λ·Σk wk·(θk − θ0), the sum divided by Σk wk with `normalize`. Ilharco et al. 2023, "Editing models with
+task arithmetic", arXiv 2212.04089, §2.
+
+- `weight`, per expert: any number; negative weights unlearn.
+- `lambda`: scales the whole sum; 1 by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from evomerge import kernels
+from evomerge.methods import LAMBDA, WEIGHT, TensorInputs
+from evomerge.methods._common import factor
+
+PARAMETERS = (WEIGHT, LAMBDA)
+OPTIONS = {"normalize": False}
+EXPERTS = (1, None)
+TABLES: frozenset[str] = frozenset()
+INDEXED = False
+
+
+def scalars(tensor: TensorInputs) -> dict[str, list[float] | list[int]]:
+    """weight: (K,), with λ and the normalization in it."""
+    common = factor(tensor)
+    return {"weight": [common * weight for weight in tensor.values["weight"]]}
+
+
+def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
+    """θ0 + Σk wk·δk."""
+    return base + kernels.weighted_sum(kernels.task_vectors(base, experts), s["weight"])

@@ -1,0 +1,46 @@
+"""TIES: trim each task vector to its largest elements, elect a sign for each element, average what agrees.
+
+θ = θ0 + λ·elect(wk·trim(δk, dk)). Yadav et al. 2023, "TIES-merging", arXiv 2306.01708, §3. The threshold that
+keeps the largest fraction dk of |δk| is looked up in a table made once per study. Elements whose magnitude ties
+with the threshold are all kept, where a sort keeps an arbitrary few of them.
+
+- `weight`, per expert: any number.
+- `density`, per expert, in (0, 1]: the fraction of elements kept.
+- `lambda`: scales the whole sum; 1 by default.
+- options `normalize` (default true): divide by the weights that took part in each element; `rescale` (default
+  false): divide what is kept by the density.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from evomerge import kernels
+from evomerge.methods import DENSITY, LAMBDA, WEIGHT, TensorInputs
+from evomerge.methods._common import scale
+
+PARAMETERS = (WEIGHT, DENSITY, LAMBDA)
+OPTIONS = {"normalize": True, "rescale": False}
+EXPERTS = (1, None)
+TABLES = frozenset({"magnitude"})
+INDEXED = False
+
+
+def scalars(tensor: TensorInputs) -> dict[str, list[float] | list[int]]:
+    """weight, threshold, scale: (K,); lambda: (1,)."""
+    assert tensor.threshold is not None
+    densities = tensor.values["density"]
+    return {
+        "weight": list(tensor.values["weight"]),
+        "lambda": list(tensor.values["lambda"]),
+        "threshold": [tensor.threshold(k, d) for k, d in zip(tensor.experts, densities, strict=True)],
+        "scale": scale(tensor),
+    }
+
+
+def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
+    """θ0 + λ·elect(wk·trim(δk))."""
+    deltas = kernels.trim(kernels.task_vectors(base, experts), s)
+    return base + s["lambda"][0] * kernels.elect(deltas, s["weight"], normalize=options["normalize"])

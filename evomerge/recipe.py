@@ -1,0 +1,342 @@
+"""A recipe says everything needed to build one merged model. Its sha256 is the candidate's name.
+
+A recipe file may be written by hand; parameters may then be short:
+
+```yaml
+method: dare_ties
+base: models/base
+experts: {maths: models/maths, code: models/code@v2}
+dtype: bfloat16
+seed: 0
+parameters:
+  weight: {maths: 0.6, code: {attention: 0.3, "*": 0.5}}
+  density: 0.7
+  lambda: [1.0, 1.0, 0.9, 0.9]     # one number for each layer
+options: {rescale: true}
+```
+
+A parameter is a number, a list with one number for each layer, or a mapping from experts or module groups
+(`*` for all other groups) to such values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from evomerge import catalog, plugins
+from evomerge.errors import ConfigError, suggest
+from evomerge.tensors import MODULES, Place
+
+ANY = "*"  # all module groups that are not named
+
+Values = float | list[float]
+# Canonical form of one parameter: module group or ANY -> expert, or "" for all experts together -> values.
+Table = dict[str, dict[str, Values]]
+
+
+class Strict(BaseModel):
+    """Base of every model that a person's file is read into: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Source(Strict):
+    """A checkpoint: where it is found, and what its weights hash to."""
+
+    model: str
+    revision: str | None = None
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        return self.model + (f"@{self.revision}" if self.revision else "")
+
+    def identity(self) -> str:
+        """What the recipe's hash takes: the content, wherever it lies."""
+        return self.sha256 or str(self)
+
+
+def parse_source(value: Any) -> Any:
+    """`model` or `model@revision` as a mapping; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    model, at, revision = value.rpartition("@")
+    if at and "/" not in revision:
+        return {"model": model, "revision": revision}
+    return {"model": value}
+
+
+SourceField = Annotated[Source, BeforeValidator(parse_source)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class OperatorStep(Strict):
+    """A mutation operator with its options, as applied to this candidate."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(Strict):
+    """Everything needed to build a candidate. Equal content gives an equal `sha256`."""
+
+    method: str
+    base: SourceField
+    experts: dict[str, SourceField]
+    dtype: Dtype
+    layers: int = Field(ge=1)
+    seed: int = 0
+    options: dict[str, bool] = Field(default_factory=dict)
+    parameters: dict[str, Table]
+    operators: tuple[OperatorStep, ...] = ()
+
+    @field_validator("experts")
+    @classmethod
+    def _sorted_experts(cls, experts: dict[str, Source]) -> dict[str, Source]:
+        # Sums run in this order, so that the order in a file changes no bit.
+        return dict(sorted(experts.items()))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not isinstance(data.get("method"), str):
+            return data
+        return _normalized(dict(data))
+
+    @cached_property
+    def sha256(self) -> str:
+        """The recipe's hash, over canonical JSON. Checkpoints count by content, not by path."""
+        content = self.model_dump(mode="json")
+        content["base"] = self.base.identity()
+        content["experts"] = {name: source.identity() for name, source in self.experts.items()}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def coefficients(self, place: Place) -> dict[str, tuple[float, ...]]:
+        """Each parameter's values for a tensor at `place`: (K,) if per expert, else (1,)."""
+        module = plugins.load("methods", self.method)
+        found = {}
+        for parameter in module.PARAMETERS:
+            table = self.parameters[parameter.name]
+            row = table.get(place.module, table[ANY])
+            keys = self.experts if parameter.per_expert else ("",)
+            found[parameter.name] = tuple(_at(row[key], place.layer) for key in keys)
+        return found
+
+
+def _at(values: Values, layer: int) -> float:
+    return values[layer] if isinstance(values, list) else values
+
+
+# --- from what people write to the canonical form ----------------------------------------------------------
+
+
+def _normalized(data: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with every option and parameter present, in canonical form.
+
+    Raises:
+        ValueError: with all faults of method, options and parameters, one a line.
+    """
+    name = data["method"]
+    if name not in plugins.names("methods"):
+        raise ValueError(f"method: unknown method {name!r}.{suggest(name, plugins.names('methods'))}")
+    method = plugins.load("methods", name)
+    experts = sorted(data["experts"]) if isinstance(data.get("experts"), Mapping) else []
+    layers = data.get("layers")
+    faults: list[str] = []
+    faults += _expert_faults(name, method.EXPERTS, experts)
+    options = data.get("options") or {}
+    parameters = data.get("parameters") or {}
+    for kind, given, known in (
+        ("options", options, set(method.OPTIONS)),
+        ("parameters", parameters, {parameter.name for parameter in method.PARAMETERS}),
+    ):
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{kind}: must be a mapping")
+        for key in given:
+            if key not in known:
+                faults.append(f"{kind}.{key}: {name} has no such key.{suggest(str(key), known)}")
+    tables = {}
+    for parameter in method.PARAMETERS:
+        value = parameters.get(parameter.name, parameter.default)
+        path = f"parameters.{parameter.name}"
+        if value is None:
+            faults.append(f"{path}: {name} needs it")
+            continue
+        table, wrong = _table(value, path, parameter, experts, layers)
+        tables[parameter.name] = table
+        faults += wrong
+    if faults:
+        raise ValueError("\n".join(faults))
+    return {**data, "options": {**method.OPTIONS, **options}, "parameters": tables}
+
+
+def _expert_faults(method: str, limits: tuple[int, int | None], experts: list[str]) -> list[str]:
+    fewest, most = limits
+    faults = [
+        f"experts.{name}: is the name of a module group; name the expert otherwise"
+        for name in experts
+        if name in MODULES or name == ANY
+    ]
+    if len(experts) < fewest or (most is not None and len(experts) > most):
+        wanted = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
+        noun = "expert" if fewest == 1 else "experts"
+        faults.append(f"experts: {method} takes {wanted} {noun}, but there are {len(experts)}")
+    return faults
+
+
+def _table(
+    value: Any, path: str, parameter: Any, experts: list[str], layers: int | None
+) -> tuple[Table, list[str]]:
+    """A parameter's canonical table and its faults. See the module's docstring for what `value` may be."""
+    keys = experts if parameter.per_expert else [""]
+    faults: list[str] = []
+    table: Table = {}
+
+    def fill(node: Any, where: str, module: str, expert: str | None) -> None:
+        if isinstance(node, Mapping):
+            for key, child in node.items():
+                here = f"{where}.{key}"
+                if key in keys and expert is None:
+                    fill(child, here, module, key)
+                elif key in (*MODULES, ANY) and module == "":
+                    fill(child, here, key, expert)
+                else:
+                    faults.append(
+                        f"{here}: is no {'expert or ' if parameter.per_expert else ''}module group here."
+                        f"{suggest(str(key), [*(experts if parameter.per_expert else []), *MODULES, ANY])}"
+                    )
+            return
+        values, wrong = _values(node, parameter, layers)
+        faults.extend(f"{where}: {fault}" for fault in wrong)
+        for key in keys if expert is None else [expert]:
+            table.setdefault(module or ANY, {})[key] = values
+
+    fill(value, path, "", None)
+    if not faults:
+        faults += _complete_rows(table, path, keys)
+    return table, faults
+
+
+def _complete_rows(table: Table, path: str, keys: list[str]) -> list[str]:
+    """Fills named modules' missing experts from ANY, drops rows that repeat it, and tells what is missing."""
+    default = table.get(ANY, {})
+    missing = [key for key in keys if key not in default]
+    named = [module for module in MODULES if module in table]
+    if missing and len(named) < len(MODULES):
+        return [
+            f"{path}: has no value for {key or 'the other module groups'}; "
+            f"give {f'{path}.{key}' if key else f'{path}.*'}"
+            for key in missing
+        ]
+    for module in named:
+        row = {key: table[module].get(key, default.get(key)) for key in keys}
+        if any(values is None for values in row.values()):
+            return [f"{path}.{module}: has no value for {key}" for key in keys if row[key] is None]
+        table[module] = row  # type: ignore[assignment]
+        if row == default:
+            del table[module]
+    if ANY not in table:
+        table[ANY] = table[MODULES[-1]]
+    return []
+
+
+def _values(node: Any, parameter: Any, layers: int | None) -> tuple[Values, list[str]]:
+    numbers = node if isinstance(node, list) else [node]
+    faults = []
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return 0.0, [f"must be a number or a list of numbers, but is {number!r}"]
+        if not math.isfinite(number):
+            faults.append(f"must be finite, but is {number}")
+        elif fault := parameter.fault(number):
+            faults.append(fault)
+    if isinstance(node, list) and layers is not None and len(node) != layers:
+        faults.append(f"has {len(node)} values, but the model has {layers} layers")
+    floats = [float(number) for number in numbers]
+    if not isinstance(node, list) or (floats and all(number == floats[0] for number in floats)):
+        return floats[0], faults
+    return floats, faults
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+
+def faults_of(error: ValidationError) -> list[str]:
+    """A pydantic error as one line a fault, each with its path in the file."""
+    faults = []
+    for detail in error.errors():
+        path = ".".join(str(part) for part in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        for line in message.splitlines():
+            prefix = f"{path}: " if path else ""
+            if detail["type"] == "extra_forbidden":
+                line = "is no key here; check its spelling, or remove it"
+            elif detail["type"] == "missing":
+                line = "is missing"
+            faults.append(prefix + line)
+    return faults
+
+
+def read(path: Path, layers: int | None = None, dtype: str | None = None) -> Recipe:
+    """The recipe in a file. Relative model paths are relative to the file.
+
+    Args:
+        layers, dtype: the base's, for a file that does not say.
+
+    Raises:
+        ConfigError: with every fault of the file.
+    """
+    data = catalog.read_yaml(path)
+    data.pop("sha256", None)
+    for key, value in (("layers", layers), ("dtype", dtype)):
+        if value is not None:
+            data.setdefault(key, value)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(str(path), faults_of(error)) from error
+    folder = path.resolve().parent
+    return recipe.model_copy(
+        update={
+            "base": relocate(recipe.base, folder),
+            "experts": {name: relocate(source, folder) for name, source in recipe.experts.items()},
+        }
+    )
+
+
+def relocate(source: Source, folder: Path) -> Source:
+    """The source with a local path made absolute; a Hub id stays as it is."""
+    local = (folder / Path(source.model).expanduser()).resolve()
+    explicit = source.model.startswith((".", "/", "~"))
+    if source.revision is None and (explicit or local.exists() or source.model.count("/") != 1):
+        return source.model_copy(update={"model": str(local)})
+    return source
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML, with its hash on top, in the short form that people write."""
+    content = recipe.model_dump(mode="json", exclude_none=True)
+    content["parameters"] = {name: _shortened(table) for name, table in recipe.parameters.items()}
+    return catalog.write_yaml({"sha256": recipe.sha256, **{k: v for k, v in content.items() if v not in ([], {})}})
+
+
+def _shortened(table: Table) -> Any:
+    """A table without the keys that stand for everything: `*` alone, and "" for all experts together."""
+    rows = {module: row.get("", row) for module, row in table.items()}
+    return rows[ANY] if set(rows) == {ANY} else rows

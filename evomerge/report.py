@@ -1,0 +1,252 @@
+"""Tables and the live view."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from evomerge import records
+from evomerge.certify import Certificate, p_text
+from evomerge.config import Budget
+from evomerge.records import Trial
+from evomerge.study import Plan
+
+PHASES = ("merge", "operators", "scoring")
+
+
+# --- a running study ---------------------------------------------------------------------------------------
+
+
+class LiveView:
+    """Shows a study while it runs: a live table on a terminal, a line for each candidate elsewhere.
+
+    Args:
+        console: where to; its own stderr by default in the command line.
+        budget: for what is left.
+        trials: those of earlier sessions.
+    """
+
+    def __init__(self, console: Console, budget: Budget, trials: Sequence[Trial] = ()) -> None:
+        self._console = console
+        self._budget = budget
+        self._trials = list(trials)
+        self._here = 0  # trials of this session
+        self._generation = (0, 0)
+        self._start: float | None = None
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
+
+    def __enter__(self) -> LiveView:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def message(self, text: str) -> None:
+        """A step of the set-up."""
+        self._console.print(f"{text} ...", style="dim", markup=False, highlight=False)
+
+    def generation(self, number: int, size: int) -> None:
+        """A generation begins."""
+        self._generation = (number, size)
+        if self._start is None:
+            self._start = time.monotonic()
+
+    def trial(self, trial: Trial) -> None:
+        """A trial is in the log."""
+        self._trials.append(trial)
+        self._here += 1
+        if not self._console.is_terminal:
+            self._console.print(self._line(trial), markup=False, highlight=False, soft_wrap=True)
+        elif trial.reason:
+            self._console.print(f"candidate {trial.number} failed: {trial.reason}", style="yellow", markup=False)
+
+    def _line(self, trial: Trial) -> str:
+        total = f"/{self._budget.candidates}" if self._budget.candidates else ""
+        head = f"[generation {trial.generation}] candidate {trial.number + 1}{total}"
+        if trial.value is None:
+            return f"{head} failed: {trial.reason}"
+        best = records.best(self._trials)
+        assert best is not None
+        spent = " ".join(f"{phase} {trial.seconds[phase]:.2f} s" for phase in PHASES if trial.seconds.get(phase))
+        left = f", {_duration(self._left())} left" if self._left() is not None else ""
+        return f"{head} fitness {trial.value:.4f} (best {best.value:.4f}) {spent or 'seen before'}{left}"
+
+    def _left(self) -> float | None:
+        """Seconds to the end of the budget, at this session's pace."""
+        if self._budget.candidates is None or self._start is None or not self._here:
+            return None
+        pace = (time.monotonic() - self._start) / self._here
+        return pace * max(self._budget.candidates - len(self._trials), 0)
+
+    def _render(self) -> RenderableType:
+        if self._start is None:
+            return Text("")
+        done, total = len(self._trials), self._budget.candidates
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("generation", f"{self._generation[0]}  ({self._generation[1]} candidates)")
+        failed = sum(trial.value is None for trial in self._trials)
+        counted = f"{done}" + (f" of {total}, {total - done} left" if total else "")
+        grid.add_row("candidates", counted + (f", {failed} failed" if failed else ""))
+        spent = [trial.seconds for trial in self._trials if trial.seconds]
+        if spent:
+            shares = {phase: statistics.median(one.get(phase, 0.0) for one in spent) for phase in PHASES}
+            split = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in shares.items() if seconds >= 0.005)
+            grid.add_row("seconds each", f"{sum(shares.values()):.2f}  ({split})")
+        if (left := self._left()) is not None:
+            grid.add_row("time left", _duration(left))
+        best = records.best(self._trials)
+        parts: list[RenderableType] = [grid]
+        if best is not None:
+            parts.append(trials_table([best], title="best so far"))
+        if total:
+            parts.append(ProgressBar(total=total, completed=done, width=60))
+        return Group(*parts)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+# --- tables ------------------------------------------------------------------------------------------------
+
+
+def trials_table(trials: Sequence[Trial], title: str | None = None) -> Table:
+    """Trials with their fitness and the reported metric of each task."""
+    tasks = list(next((trial.tasks for trial in trials if trial.tasks), {}))
+    table = Table(title=title, title_justify="left")
+    table.add_column("trial", justify="right")
+    for column in ("fitness", *tasks, "mean"):
+        table.add_column(column, justify="right")
+    table.add_column("recipe")
+    for trial in trials:
+        if trial.value is None:
+            table.add_row(str(trial.number), "failed", *[""] * len(tasks), "", trial.reason)
+            continue
+        cells = [f"{trial.tasks[task]:.4f}" for task in tasks]
+        table.add_row(str(trial.number), f"{trial.value:.4f}", *cells, f"{trial.mean:.4f}", trial.recipe[:12])
+    return table
+
+
+def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, Any]:
+    """What `status` tells of a study, as plain values."""
+    best = records.best(trials)
+    finished = [trial for trial in trials if trial.value is not None]
+    spent = [trial.seconds for trial in trials if trial.seconds]
+    budget: Budget = experiment.budget
+    return {
+        "study": folder,
+        "candidates": len(trials),
+        "budget": budget.model_dump(exclude_none=True),
+        "finished": budget.candidates is not None and len(trials) >= budget.candidates,
+        "failed": len(trials) - len(finished),
+        "generations": 1 + max((trial.generation for trial in trials), default=-1),
+        "documents": sum(trial.documents for trial in trials),
+        "tokens": sum(trial.tokens for trial in trials),
+        "seconds_per_candidate": {
+            phase: statistics.median(one.get(phase, 0.0) for one in spent) for phase in PHASES if spent
+        },
+        "elapsed": max((trial.elapsed for trial in trials), default=0.0),
+        "best": None if best is None else trial_json(best),
+    }
+
+
+def trial_json(trial: Trial) -> dict[str, Any]:
+    """A trial as plain values."""
+    return {**vars(trial), "mean": trial.mean}
+
+
+def summary_table(found: dict[str, Any]) -> Table:
+    """The rows of `summary`, without the best trial."""
+    table = Table.grid(padding=(0, 2))
+    limit = found["budget"].get("candidates")
+    table.add_row("study", found["study"])
+    table.add_row("candidates", f"{found['candidates']}" + (f" of {limit}" if limit else ""))
+    if found["failed"]:
+        table.add_row("failed", str(found["failed"]))
+    table.add_row("generations", str(found["generations"]))
+    table.add_row("documents scored", f"{found['documents']:,}")
+    table.add_row("tokens forwarded", f"{found['tokens']:,}")
+    seconds = found["seconds_per_candidate"]
+    if seconds:
+        split = ", ".join(f"{phase} {value:.2f}" for phase, value in seconds.items() if value >= 0.005)
+        table.add_row("seconds each", f"{sum(seconds.values()):.2f}  ({split})")
+    table.add_row("running time", _duration(found["elapsed"]))
+    return table
+
+
+def scores_table(tasks: dict[str, float], climbed: dict[str, float]) -> Table:
+    """The scores of one model."""
+    table = Table()
+    table.add_column("task")
+    table.add_column("metric", justify="right")
+    table.add_column("climbed", justify="right")
+    for task, value in tasks.items():
+        table.add_row(task, f"{value:.4f}", f"{climbed[task]:.4f}")
+    return table
+
+
+def certificate_table(certificate: Certificate) -> Table:
+    """All models on the hold-out documents, and the winner's paired gain over each."""
+    tasks = list(certificate.rows[0].tasks)
+    table = Table(title="on held-out documents", title_justify="left")
+    table.add_column("model")
+    for column in (*tasks, "mean", "winner minus this", "p", ""):
+        table.add_column(column, justify="right")
+    top = max(row.mean for row in certificate.rows)
+    for row in certificate.rows:
+        against = row.against
+        gain = (
+            [f"{against.gain:+.3f}", p_text(against.p).removeprefix("= "), against.verdict]
+            if against
+            else ["", "", ""]
+        )
+        style = "bold" if row.mean == top else None
+        cells = [f"{row.tasks[task]:.3f}" for task in tasks]
+        table.add_row(row.name, *cells, f"{row.mean:.3f}", *gain, style=style)
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """What an experiment comes to."""
+    table = Table.grid(padding=(0, 2))
+    for key, value in plan_json(plan).items():
+        table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    return table
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """What an experiment comes to, as plain values."""
+    experiment = plan.experiment
+    return {
+        "base": str(plan.survey.base),
+        "experts": ", ".join(experiment.experts),
+        "parameters": plan.survey.parameters,
+        "layers": plan.survey.layers,
+        "dtype": plan.survey.dtype,
+        "model_bytes": plan.model_bytes,
+        "checkpoint_bytes": plan.survey.nbytes,
+        "method": experiment.space.method,
+        "genes": len(plan.coordinates),
+        "sampler": experiment.sampler.name,
+        "search_tasks": ", ".join(entry.task for entry in experiment.fitness.search),
+        "holdout_tasks": ", ".join(entry.task for entry in experiment.fitness.holdout) or "none",
+        "study": str(plan.folder),
+    }

@@ -1,0 +1,83 @@
+"""Scores one model folder, and checks an experiment's tasks, with the engine of the search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from evomerge import checkpoints, tensors
+from evomerge.candidate import load_model, load_tokenizer, open_scorer, quiet
+from evomerge.checkpoints import Checkpoint
+from evomerge.errors import ConfigError
+from evomerge.fitness import Entry, Fitness, measure
+from evomerge.recipe import Source, parse_source
+from evomerge.study import Plan
+
+
+def score_model(
+    model: str, fitness: Fitness, entries: Sequence[Entry], *, dtype: str, threads: int
+) -> dict[str, Any]:
+    """The scores of a model folder or Hub id, as plain values.
+
+    Raises:
+        EvomergeError: the model or a task cannot be opened, or a score is not finite.
+    """
+    if not entries:
+        raise ConfigError("fitness", ["holdout: lists no task"])
+    quiet()
+    folder = checkpoints.locate(Source.model_validate(parse_source(model)), "model")
+    if dtype == "auto":
+        dtype = str(Checkpoint(folder, "model").dtype).removeprefix("torch.")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ConfigError("--dtype", [f"is {dtype!r}; give auto, float32, bfloat16 or float16"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    live = load_model(folder, dtype, device)
+    scorer = open_scorer(live, load_tokenizer(folder), fitness, entries)
+    assert scorer is not None
+    report = scorer.score()
+    measured = measure(entries, report, scorer.expanded)
+    return {
+        "model": model,
+        "dtype": dtype,
+        "fitness": measured.value,
+        "mean": measured.mean,
+        "tasks": measured.tasks,
+        "climbed": measured.climbed,
+        "documents": {task: len(result.documents) for task, result in report.tasks.items()},
+        "truncated": report.truncated,
+        "weights_sha256": tensors.sha256({name: value.data for name, value in live.named_parameters()}),
+    }
+
+
+def check_tasks(plan: Plan) -> dict[str, int]:
+    """Builds all tasks of an experiment, search and hold-out: task -> number of documents.
+
+    Raises:
+        ConfigError: a task or metric does not exist, or a hold-out document is a search document as well.
+    """
+    quiet()
+    fitness = plan.experiment.fitness
+    folder = checkpoints.locate(plan.survey.base, "base")
+    model = load_model(folder, plan.survey.dtype, "cpu")
+    tokenizer = load_tokenizer(folder)
+    scorer = open_scorer(model, tokenizer, fitness, (*fitness.search, *fitness.holdout))
+    assert scorer is not None
+    searched = {
+        digest
+        for entry in fitness.search
+        for task in scorer.expanded[entry.task]
+        for digest in scorer.document_hashes(task)
+    }
+    faults = []
+    for entry in fitness.holdout:
+        for task in scorer.expanded[entry.task]:
+            shared = sum(digest in searched for digest in scorer.document_hashes(task))
+            if shared:
+                faults.append(f"holdout: {shared} documents of {task} are search documents as well")
+    if faults:
+        raise ConfigError("fitness", faults)
+    return dict(scorer.documents)

@@ -1,0 +1,112 @@
+"""Tokens, by lm-eval's own code: what its HFLM would feed the model for each request."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+
+from evomerge.errors import ConfigError
+
+_REMEMBERED = 64
+
+
+@dataclass(frozen=True)
+class LikelihoodRequest:
+    """The log-likelihood of `answer` at the end of a row.
+
+    row: token ids that are forwarded: context and answer without its last token, the left end cut off where
+        it exceeds the model's maximum length. The answer is predicted at the last `len(answer)` positions.
+    cut: whether it was cut.
+    """
+
+    row: tuple[int, ...]
+    answer: tuple[int, ...]
+    cut: bool
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A prompt to continue.
+
+    prompt: token ids, the left end cut off where prompt and answer exceed the model's maximum length.
+    until: strings that end the answer, the end-of-text token's among them.
+    max_tokens: the answer's greatest length.
+    options: further keywords of `model.generate`, as JSON.
+    cut: whether the prompt was cut.
+    """
+
+    prompt: tuple[int, ...]
+    until: tuple[str, ...]
+    max_tokens: int
+    options: str
+    cut: bool
+
+
+class Encoder(HFLM):  # type: ignore[misc]
+    """lm-eval's Hugging Face model, of which only the tokenization and the chat template are used.
+
+    The tokenizer is copied: lm-eval may give it a padding token.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._known: dict[tuple[str, bool | None], list[int]] = {}
+        super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """As lm-eval's; the latest strings are remembered, because the choices of a document share a context."""
+        key = (string, add_special_tokens)
+        if key not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = super().tok_encode(string, add_special_tokens)
+        return self._known[key]
+
+    def _loglikelihood_tokens(self, requests: Any, **_: Any) -> Any:
+        """Stops lm-eval where it has tokenized and would forward."""
+        return requests
+
+    def likelihood(self, task: str, instance: Instance) -> LikelihoodRequest:
+        """What `HFLM.loglikelihood` would forward.
+
+        Raises:
+            ConfigError: the answer has no tokens, or more than the model's maximum length.
+        """
+        answer: Sequence[int] = ()
+        if instance.args[1]:
+            ((_, context, answer),) = self.loglikelihood([instance], disable_tqdm=True)
+        if not 0 < len(answer) <= self.max_length:
+            fault = f"document {instance.doc_id}: an answer of {len(answer)} tokens cannot be scored"
+            raise ConfigError(task, [f"{fault} (the model's maximum length is {self.max_length})"])
+        whole = (*context, *answer)
+        row = whole[-(self.max_length + 1) :][:-1]
+        return LikelihoodRequest(row, tuple(answer), len(row) < len(whole) - 1)
+
+    def generation(self, task: str, instance: Instance) -> GenerationRequest:
+        """What `HFLM.generate_until` would continue.
+
+        Raises:
+            ConfigError: the longest answer leaves no room for a prompt; sampled answers are asked for repeatedly.
+        """
+        text, keywords = instance.args
+        options = dict(normalize_gen_kwargs(keywords, self.max_gen_toks))
+        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        until = handle_stop_sequences(options.pop("until", None), eos=eos)
+        max_tokens = options.pop("max_gen_toks")
+        room = self.max_length - max_tokens
+        if room <= 0:
+            fault = f"max_gen_toks is {max_tokens}, but the model's maximum length is {self.max_length}"
+            raise ConfigError(task, [f"{fault}: set generation_kwargs.max_gen_toks in the task lower"])
+        if options.get("do_sample") and instance.repeats > 1:
+            raise ConfigError(task, [f"repeats: {instance.repeats} sampled answers are not supported; use 1"])
+        ids = self.tok_batch_encode([text])[0][0].tolist()
+        prompt = tuple(ids[-room:])
+        return GenerationRequest(
+            prompt, tuple(until), max_tokens, json.dumps(options, sort_keys=True), len(prompt) < len(ids)
+        )

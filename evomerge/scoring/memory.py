@@ -1,0 +1,50 @@
+"""Batches by token budget, halved when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from evomerge.errors import CandidateError
+
+T = TypeVar("T")
+
+
+class Budget:
+    """How many tokens, padding included, a batch may have. Shrinks when memory runs out, and stays shrunk."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def batches(self, rows: Sequence[int], length: Callable[[int], int]) -> list[list[int]]:
+        """Rows, sorted longest first, cut into batches of which each holds at least one row."""
+        batches: list[list[int]] = []
+        for row in sorted(rows, key=lambda row: (-length(row), row)):
+            if batches and (len(batches[-1]) + 1) * length(batches[-1][0]) <= self.tokens:
+                batches[-1].append(row)
+            else:
+                batches.append([row])
+        return batches
+
+    def halving(self, rows: list[int], length: int, forward: Callable[[list[int]], T]) -> list[T]:
+        """`forward(rows)`, or the results of its halves where that runs out of memory.
+
+        length: tokens of the longest row.
+
+        Raises:
+            CandidateError: one row alone does not fit.
+        """
+        try:
+            return [forward(rows)]
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise CandidateError(
+                    f"scoring one row of {length} tokens runs out of memory; use a smaller model or shorter prompts"
+                ) from None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = (len(rows) + 1) // 2
+        self.tokens = min(self.tokens, half * length)
+        return self.halving(rows[:half], length, forward) + self.halving(rows[half:], length, forward)

@@ -1,0 +1,270 @@
+"""lm-eval's own Task objects, found by name, prompted once, and taken apart into documents."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from evomerge.errors import ConfigError, EvomergeError
+from evomerge.scoring.quiet import FEWSHOT_SEED, building, seeded
+
+_NAMED = re.compile(r"""^(?:task|group|tag): *["']?([\w.+-]+)""", re.MULTILINE)
+
+ANSWERED = ("loglikelihood", "generate_until")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task of a fitness file.
+
+    task: an lm-eval task, group or tag; a group or tag stands for all its tasks.
+    num_fewshot: examples in the prompt; None leaves the task's own number (a task that fixes 0 keeps it).
+    limit: only the first `limit` documents, as lm-eval counts them.
+    """
+
+    task: str
+    num_fewshot: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """The results of one task, document by document.
+
+    documents: (n,) int64, document ids, ascending.
+    metrics: metric -> (n,) float64, as lm-eval's `process_results` gives them, and the smooth metrics.
+    aggregates: metric -> lm-eval's own aggregation over these documents (the mean for smooth metrics).
+    """
+
+    documents: np.ndarray
+    metrics: dict[str, np.ndarray]
+    aggregates: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a task: lm-eval's record, its prompted requests, and a hash of its own question."""
+
+    record: Any
+    instances: tuple[Instance, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class BuiltTask:
+    """An lm-eval task whose requests are built. `documents[i]` has the document id i."""
+
+    name: str
+    task: Task
+    documents: tuple[Document, ...]
+
+
+def build_tasks(
+    specs: Sequence[TaskSpec], include: Path | None, chat_template: Callable[..., str] | None
+) -> tuple[dict[str, tuple[str, ...]], dict[str, BuiltTask]]:
+    """The tasks of each spec by name, and all tasks, built.
+
+    Each task is loaded and prompted under the seeds of `lm_eval.simple_evaluate`, so that its prompts are
+    lm-eval's and do not depend on which other tasks there are.
+
+    Raises:
+        ConfigError: an unknown task, a task named twice, a task that cannot be built or scored.
+    """
+    manager = _manager(specs, include)
+    expanded: dict[str, tuple[str, ...]] = {}
+    tasks: dict[str, BuiltTask] = {}
+    for spec in specs:
+        with seeded(), building():
+            built = _build(manager, spec, chat_template)
+        twice = [name for name in built if name in tasks]
+        if twice or spec.task in expanded:
+            raise ConfigError("fitness", [f"the task {(*twice, spec.task)[0]!r} is named twice"])
+        expanded[spec.task] = tuple(built)
+        tasks.update(built)
+    return expanded, tasks
+
+
+def _manager(specs: Sequence[TaskSpec], include: Path | None) -> TaskManager:
+    """Knows all names of the specs.
+
+    Indexing lm-eval's own 15,000 names takes many seconds. It is done for its groups and tags only: a task of
+    ours needs none of them, and one of its tasks needs those folders only that mention it.
+    """
+    if include is not None and not include.is_dir():
+        raise ConfigError("fitness", [f"include: there is no folder {include}"])
+    names = [spec.task for spec in specs]
+    own = [] if include is None else [str(include)]
+    local = TaskManager(include_path=own, include_defaults=False)
+    foreign = [name for name in names if not _is_local(name, local)]
+    if not foreign:
+        return local
+    folders, known = _mentions(tuple(foreign))
+    unknown = [name for name in foreign if name not in local.task_index and not folders[name]]
+    if not unknown:
+        mentioned = sorted({folder for found in folders.values() for folder in found}, reverse=True)
+        narrow = TaskManager(include_path=[*map(str, mentioned), *own], include_defaults=False)
+        if all(_is_task(name, narrow) for name in foreign):
+            return narrow
+        whole = TaskManager(include_path=own)
+        unknown = [name for name in foreign if name not in whole.task_index]
+        if not unknown:
+            return whole
+    nearest = sorted(known.union(local.all_tasks))
+    raise ConfigError("fitness", [_unknown(name, nearest, include) for name in unknown])
+
+
+def _is_local(name: Any, local: TaskManager) -> bool:
+    """Whether a task or tag, or a group with all its members, is defined under `include`."""
+    entry = local.task_index.get(name) if isinstance(name, str) else None
+    if entry is None or entry.kind is not Kind.GROUP:
+        return entry is not None
+    members = (entry.cfg or {}).get("task")
+    return isinstance(members, list) and all(_is_local(member, local) for member in members)
+
+
+def _is_task(name: str, manager: TaskManager) -> bool:
+    entry = manager.task_index.get(name)
+    return entry is not None and entry.kind in (Kind.TASK, Kind.PY_TASK)
+
+
+@functools.lru_cache(maxsize=4)
+def _mentions(names: tuple[str, ...]) -> tuple[dict[str, set[Path]], frozenset[str]]:
+    """The folders of lm-eval's tasks whose YAML mentions each name; and names of tasks, groups and tags in all."""
+    root = Path(lm_eval.tasks.__file__).parent
+    folders: dict[str, set[Path]] = {name: set() for name in names}
+    words = {name: re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])") for name in names}
+    known: set[str] = set()
+    for path in root.glob("*/**/*.yaml"):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        known.update(_NAMED.findall(text))
+        for name in names:
+            if name in text and words[name].search(text):
+                folders[name].add(root / path.relative_to(root).parts[0])
+    return folders, frozenset(known)
+
+
+def _unknown(name: str, known: Sequence[str], include: Path | None) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    broken = [] if include is None else _broken_yaml(include)
+    return f"unknown task {name!r}.{hint}" + "".join(f" {fault}" for fault in broken)
+
+
+def _broken_yaml(include: Path) -> list[str]:
+    """What is wrong with task files that lm-eval passes over in silence."""
+    faults = []
+    for path in sorted(include.glob("**/*.yaml")):
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as error:
+            faults.append(f"{path} cannot be read: {one_line(error)}.")
+    return faults
+
+
+def _build(manager: TaskManager, spec: TaskSpec, chat_template: Callable[..., str] | None) -> dict[str, BuiltTask]:
+    if spec.num_fewshot is not None and spec.num_fewshot < 0:
+        raise ConfigError(spec.task, [f"num_fewshot must be 0 or more, not {spec.num_fewshot}"])
+    if spec.limit is not None and spec.limit < 1:
+        raise ConfigError(spec.task, [f"limit must be 1 or more, not {spec.limit}"])
+    try:
+        loaded = manager.load([spec.task])["tasks"]
+        return {name: _prompt(name, task, spec, chat_template) for name, task in loaded.items()}
+    except EvomergeError:
+        raise
+    except Exception as error:
+        entry = manager.task_index[spec.task]
+        where = str(entry.yaml_path or spec.task)
+        raise ConfigError(where, [f"task {spec.task!r} cannot be built: {one_line(error)}"]) from error
+
+
+def _prompt(name: str, task: Task, spec: TaskSpec, chat_template: Callable[..., str] | None) -> BuiltTask:
+    """Builds all requests as `simple_evaluate` does, few-shot examples drawn from its seed."""
+    _refuse(name, task)
+    if spec.num_fewshot is not None and task.get_config("num_fewshot") != 0:
+        task.set_config(key="num_fewshot", value=spec.num_fewshot)
+    elif task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    task.build_all_requests(
+        limit=spec.limit,
+        apply_chat_template=chat_template is not None,
+        fewshot_as_multiturn=True,
+        chat_template=chat_template,
+    )
+    by_document: dict[int, list[Instance]] = {}
+    for instance in task.instances:
+        if instance.request_type not in ANSWERED:
+            raise ConfigError(name, [_unanswered(instance.request_type)])
+        by_document.setdefault(instance.doc_id, []).append(instance)
+    _remember(task, [instances[0].doc for instances in by_document.values()])
+    documents = []
+    for _, instances in sorted(by_document.items()):
+        instances.sort(key=lambda instance: instance.idx)
+        record = instances[0].doc
+        documents.append(Document(record, tuple(instances), _digest(task, record)))
+    return BuiltTask(name, task, tuple(documents))
+
+
+def _unanswered(request_type: str) -> str:
+    return f"its output_type is {request_type}; evomerge scores multiple_choice, loglikelihood and generate_until"
+
+
+def _refuse(name: str, task: Task) -> None:
+    if task.OUTPUT_TYPE not in (*ANSWERED, "multiple_choice"):
+        raise ConfigError(name, [_unanswered(task.OUTPUT_TYPE)])
+    if getattr(task, "UNSAFE_CODE", False):
+        raise ConfigError(name, ["it runs code that the model writes, which evomerge does not do"])
+    if getattr(task, "MULTIMODAL", False):
+        raise ConfigError(name, ["it shows images or audio; evomerge scores text"])
+
+
+def _remember(task: Task, records: Sequence[Any]) -> None:
+    """Renders each document's text, target and choices once: they do not depend on the candidate."""
+    if not isinstance(task, ConfigurableTask):
+        return
+    known = {id(record) for record in records}
+    for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        setattr(task, name, _remembered(getattr(task, name), known))
+
+
+def _remembered(render: Callable[..., Any], known: set[int]) -> Callable[..., Any]:
+    rendered: dict[int, Any] = {}
+
+    def remembered(record: Any, *template: Any) -> Any:
+        if template or id(record) not in known:
+            return render(record, *template)
+        if id(record) not in rendered:
+            rendered[id(record)] = render(record)
+        return rendered[id(record)]
+
+    return remembered
+
+
+def _digest(task: Task, record: Any) -> str:
+    """The sha256 of a document's own question and answers, without few-shot examples and chat template."""
+    text = task.doc_to_text(record)
+    has_choices = task.get_config("doc_to_choice") is not None
+    answers = sorted(map(str, task.doc_to_choice(record))) if has_choices else [str(task.doc_to_target(record))]
+    question = "" if isinstance(text, int) else str(text)
+    return hashlib.sha256(json.dumps([question, *answers]).encode()).hexdigest()
+
+
+def one_line(error: BaseException) -> str:
+    """An exception in one line: its kind and the start of its message."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__

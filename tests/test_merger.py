@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from evomerge import candidate, tensors
+from evomerge.candidate import Setup, Workbench
+from evomerge.errors import CandidateError
+from evomerge.kernels import can_compile
+from evomerge.recipe import Recipe, Source
+
+
+def open_bench(family: Path, cache: Path, **changes: Any) -> Workbench:
+    sources = {name: Source(model=str(family / "models" / name)) for name in ("ant", "bee")}
+    found = candidate.survey(Source(model=str(family / "models/base")), sources, "auto")
+    return Workbench(Setup(found.base, found.experts, found.dtype, str(cache), **changes))
+
+
+def recipe(bench: Workbench, method: str = "task_arithmetic", **changes: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "method": method,
+            "base": bench.setup.base,
+            "experts": dict(bench.setup.experts),
+            "dtype": bench.setup.dtype,
+            "layers": bench.merger.layers,
+            "parameters": {"weight": 0.5},
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+def bench(family: Path, tmp_path: Path) -> Workbench:
+    return open_bench(family, tmp_path)
+
+
+def _live(bench: Workbench) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in bench.model.named_parameters()}
+
+
+def test_the_candidate_is_what_the_formula_says(bench: Workbench, family: Path) -> None:
+    bench.merger.apply(recipe(bench, parameters={"weight": {"ant": 0.5, "bee": 0.25}}))
+    files = {name: load_file(family / "models" / name / "model.safetensors") for name in ("base", "ant", "bee")}
+    for name, live in _live(bench).items():
+        base = files["base"][name]
+        wanted = base + 0.5 * (files["ant"][name] - base) + 0.25 * (files["bee"][name] - base)
+        torch.testing.assert_close(live, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_one_whole_expert_has_the_hash_of_its_checkpoint(bench: Workbench) -> None:
+    bench.merger.apply(recipe(bench, "linear", parameters={"weight": {"ant": 1.0, "bee": 0.0}}))
+    assert bench.merger.sha256() == bench.setup.experts["ant"].sha256
+
+
+def test_candidates_leave_no_trace_on_the_next(bench: Workbench) -> None:
+    bench.merger.apply(recipe(bench, parameters={"weight": 0.3}))
+    first = bench.merger.sha256()
+    bench.merger.apply(recipe(bench, "ties", parameters={"weight": 1.4, "density": 0.2}))
+    assert bench.merger.sha256() != first
+    bench.merger.apply(recipe(bench, parameters={"weight": 0.3}))
+    assert bench.merger.sha256() == first
+
+
+def test_layers_and_modules_take_their_own_coefficients(bench: Workbench) -> None:
+    bench.merger.apply(recipe(bench, parameters={"weight": 0.0}))
+    base = _live(bench)
+    bench.merger.apply(recipe(bench, parameters={"weight": {"mlp": [0.0, 0.0, 0.7, 0.0], "*": 0.0}}))
+    changed = {name for name, live in _live(bench).items() if not torch.equal(live, base[name])}
+    assert changed == {name for name in base if name.startswith("model.layers.2.mlp.")}
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "dare_linear", "task_arithmetic", "linear"])
+def test_compiled_and_eager_build_the_same_bits(bf16_family: Path, tmp_path: Path, method: str) -> None:
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("no C++ compiler here")
+    values = {"weight": {"ant": 0.8, "bee": 0.6}, "density": 0.4}
+    given = {"weight": values["weight"]} if method in ("task_arithmetic", "linear") else values
+    hashes = set()
+    for compiled in ("always", "never"):
+        bench = open_bench(bf16_family, tmp_path, compiled=compiled)
+        bench.merger.apply(recipe(bench, method, parameters=given))
+        hashes.add(bench.merger.sha256())
+    assert len(hashes) == 1
+
+
+def test_buffers_stay_those_of_the_loaded_base(bf16_family: Path, tmp_path: Path) -> None:
+    bench = open_bench(bf16_family, tmp_path)
+    fresh = candidate.load_model(bench.folder, "bfloat16", "cpu")
+    bench.merger.apply(recipe(bench))
+    for (name, ours), (_, theirs) in zip(bench.model.named_buffers(), fresh.named_buffers(), strict=True):
+        assert ours.dtype == theirs.dtype, name
+        assert torch.equal(ours, theirs), name
+
+
+def test_tied_weights_are_merged_once_and_stay_tied(bench: Workbench) -> None:
+    bench.merger.apply(recipe(bench))
+    assert bench.model.lm_head.weight is bench.model.model.embed_tokens.weight
+
+
+def test_a_recipe_for_another_model_is_refused(bench: Workbench) -> None:
+    with pytest.raises(CandidateError, match="is for 9 layers, but the model has 4"):
+        bench.merger.apply(recipe(bench, layers=9))
+    with pytest.raises(CandidateError, match="merges cat, which is not open here"):
+        bench.merger.apply(recipe(bench, experts={"cat": Source(model="cat")}))
+
+
+def test_the_hash_of_the_live_model_is_that_of_its_tensors(bench: Workbench) -> None:
+    bench.merger.apply(recipe(bench))
+    assert bench.merger.sha256() == tensors.sha256(_live(bench))

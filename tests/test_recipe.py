@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from evomerge import recipe as recipes
+from evomerge.errors import ConfigError
+from evomerge.recipe import Recipe, faults_of
+from evomerge.tensors import Place
+
+
+def make(**changes: Any) -> Recipe:
+    data: dict[str, Any] = {
+        "method": "dare_ties",
+        "base": {"model": "/models/base", "sha256": "0" * 64},
+        "experts": {
+            "b": {"model": "/models/b", "sha256": "2" * 64},
+            "a": {"model": "/models/a", "sha256": "1" * 64},
+        },
+        "dtype": "float32",
+        "layers": 4,
+        "parameters": {"weight": 0.5, "density": 0.6},
+    }
+    return Recipe.model_validate({**data, **changes})
+
+
+def faults(**changes: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        make(**changes)
+    return "\n".join(faults_of(caught.value))
+
+
+def _weights(recipe: Recipe, layer: int, module: str) -> tuple[float, ...]:
+    return recipe.coefficients(Place(layer, module, inside=True))["weight"]
+
+
+@pytest.mark.parametrize(
+    ("value", "attention", "mlp"),
+    [
+        (0.5, (0.5, 0.5), (0.5, 0.5)),
+        ({"a": 0.1, "b": 0.2}, (0.1, 0.2), (0.1, 0.2)),
+        ({"attention": 0.3, "*": 0.4}, (0.3, 0.3), (0.4, 0.4)),
+        ({"attention": {"a": 0.1, "b": 0.2}, "*": 0.4}, (0.1, 0.2), (0.4, 0.4)),
+        ({"a": {"attention": 0.3, "*": 0.1}, "b": 0.2}, (0.3, 0.2), (0.1, 0.2)),
+        ([0.0, 0.1, 0.2, 0.3], (0.2, 0.2), (0.2, 0.2)),
+    ],
+)
+def test_parameters_may_be_written_short(value: Any, attention: Any, mlp: Any) -> None:
+    recipe = make(parameters={"weight": value, "density": 1.0})
+    assert _weights(recipe, 2, "attention") == attention
+    assert _weights(recipe, 2, "mlp") == mlp
+
+
+def test_equal_content_has_an_equal_hash() -> None:
+    short = make(parameters={"weight": 0.5, "density": 0.6})
+    long = make(
+        parameters={
+            "weight": {"mlp": [0.5] * 4, "*": {"b": 0.5, "a": 0.5}},
+            "density": {"a": 0.6, "b": 0.6},
+            "lambda": 1,
+        },
+        options={"rescale": True},
+    )
+    assert short.sha256 == long.sha256
+
+
+def test_checkpoints_count_by_content_and_not_by_path() -> None:
+    moved = make(base={"model": "/elsewhere", "sha256": "0" * 64})
+    changed = make(base={"model": "/models/base", "sha256": "f" * 64})
+    assert moved.sha256 == make().sha256 != changed.sha256
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"dtype": "bfloat16"},
+        {"options": {"rescale": False}},
+        {"parameters": {"weight": 0.5, "density": 0.7}},
+    ],
+)
+def test_whatever_changes_the_model_changes_the_hash(changes: dict[str, Any]) -> None:
+    assert make(**changes).sha256 != make().sha256
+
+
+@given(
+    st.lists(st.floats(-2, 2), min_size=4, max_size=4),
+    st.dictionaries(st.sampled_from(["a", "b"]), st.floats(0.01, 1), min_size=2),
+)
+def test_a_recipe_survives_its_yaml_bit_for_bit(tmp_path_factory: Any, weight: list[float], density: Any) -> None:
+    recipe = make(parameters={"weight": {"attention": weight, "*": 0.5}, "density": density})
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(recipes.to_yaml(recipe))
+    again = recipes.read(path)
+    assert again.sha256 == recipe.sha256
+    assert again == recipe
+
+
+def test_the_canonical_dump_validates_to_itself() -> None:
+    recipe = make()
+    assert Recipe.model_validate(json.loads(recipe.model_dump_json())) == recipe
+
+
+def test_experts_are_merged_in_the_order_of_their_names() -> None:
+    assert list(make().experts) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "dare_tie"}, "Did you mean 'dare_ties'"),
+        ({"parameters": {"weight": 0.5}}, "parameters.density: dare_ties needs it"),
+        ({"parameters": {"weight": 0.5, "density": 0.0}}, "parameters.density: must lie in (0, 1], but is 0"),
+        ({"parameters": {"weight": 0.5, "density": 1.1}}, "must lie in (0, 1]"),
+        ({"parameters": {"weight": float("nan"), "density": 1}}, "parameters.weight: must be finite"),
+        ({"parameters": {"weight": [0.5], "density": 1}}, "has 1 values, but the model has 4 layers"),
+        ({"parameters": {"weight": {"a": 0.5}, "density": 1}}, "has no value for b"),
+        ({"parameters": {"weight": {"c": 0.5}, "density": 1}}, "parameters.weight.c: is no expert or module group"),
+        ({"parameters": {"weight": {"attention": 0.5}, "density": 1}}, "has no value for"),
+        ({"parameters": {"weight": "much", "density": 1}}, "must be a number"),
+        (
+            {"parameters": {"weight": 1, "density": 1, "epsilon": 1}},
+            "parameters.epsilon: dare_ties has no such key",
+        ),
+        ({"options": {"int8_mask": True}}, "options.int8_mask: dare_ties has no such key"),
+        ({"method": "slerp", "parameters": {"t": 0.5}}, "slerp takes exactly 1 expert, but there are 2"),
+        ({"experts": {"mlp": "x"}}, "experts.mlp: is the name of a module group"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"extra": 1}, "extra: is no key here"),
+    ],
+)
+def test_faults_name_the_key_and_the_cure(changes: dict[str, Any], message: str) -> None:
+    assert message in faults(**changes)
+
+
+def test_all_faults_of_a_file_come_at_once(tmp_path: Path) -> None:
+    data = {"method": "ties", "base": "b", "experts": {"a": "a"}, "dtype": "float32", "layers": 2}
+    data["parameters"] = {"weight": "x", "density": 2, "gamma": 1}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError) as caught:
+        recipes.read(path)
+    assert len(caught.value.faults) == 3
+    assert all(str(path) in line for line in str(caught.value).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "revision"),
+    [
+        ("org/model", "org/model", None),
+        ("org/model@v2", "org/model", "v2"),
+        ("./a@b/model", "./a@b/model", None),
+        ("models/base", "models/base", None),
+    ],
+)
+def test_sources_take_a_revision_after_an_at_sign(text: str, model: str, revision: str | None) -> None:
+    source = make(base=text).base
+    assert (source.model, source.revision) == (model, revision)
+
+
+def test_local_paths_are_relative_to_the_file_and_hub_ids_are_left(tmp_path: Path) -> None:
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    source = recipes.Source(model="models/base")
+    assert recipes.relocate(source, tmp_path).model == str(tmp_path / "models/base")
+    hub = recipes.Source(model="org/model")
+    assert recipes.relocate(hub, tmp_path) == hub
