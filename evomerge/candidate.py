@@ -55,12 +55,14 @@ class Score:
     Attributes:
         measured: the scores that the report comes to.
         report: per-document results of each task.
+        groups: fitness entry -> the tasks of the report that it stands for.
         seconds: spent in merge, operators and scoring.
         weights_sha256: of the merged weights, see `tensors.sha256`; None if it was not asked for.
     """
 
     measured: Measured
     report: Report
+    groups: dict[str, tuple[str, ...]]
     seconds: dict[str, float]
     weights_sha256: str | None = None
 
@@ -110,6 +112,11 @@ def survey(
     hashed = {}
     for name, source in (("", base), *experts.items()):
         progress(f"reading {source}")
+        if source.sha256 not in (None, opened[name].sha256):
+            raise CheckpointError(
+                f"{opened[name].where}: {source} does not hold the weights that its sha256 stands for; they have "
+                "changed since"
+            )
         hashed[name] = source.model_copy(update={"sha256": opened[name].sha256})
     found = str(opened[""].dtype).removeprefix("torch.") if dtype == "auto" else dtype
     if found not in ("float32", "bfloat16", "float16"):
@@ -178,7 +185,7 @@ def _loading(folder: Path) -> Iterator[None]:
     """Turns what transformers raises for a folder that it cannot read into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # a damaged config can make transformers raise anything
         raise CheckpointError(f"transformers cannot open {folder}: {_first_line(error)}") from error
 
 
@@ -254,7 +261,7 @@ class Workbench:
                 digest = self.merger.sha256() if self.setup.hash_weights else None
         except torch.OutOfMemoryError as error:
             raise CandidateError(f"out of memory on {self.setup.device}: {_first_line(error)}") from error
-        return Score(measured, report, seconds, digest)
+        return Score(measured, report, self.scorer.expanded, seconds, digest)
 
     def build(self, recipe: Recipe) -> Any:
         """The candidate as a live transformers model, for export. The next candidate overwrites it."""

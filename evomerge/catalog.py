@@ -53,14 +53,18 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    loader.flatten_mapping(node)
-    mapping: dict[Hashable, Any] = {}
-    for key_node, value_node in node.value:
+    seen: set[Hashable] = set()
+    for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
-        if key in mapping:
+        if key in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key!r} stands twice", key_node.start_mark
             )
+        seen.add(key)
+    loader.flatten_mapping(node)  # merge keys (`<<`), whose values may be overridden
+    mapping: dict[Hashable, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
         mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 
@@ -81,7 +85,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), [f"cannot be read: {reason}"]) from error
     try:
         value = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(value, dict):
         raise ConfigError(str(path), ["must hold a mapping of keys to values"])

@@ -152,23 +152,13 @@ def certify(plan: Plan, winner: Recipe, pool: Pool) -> Certificate:
 
 
 def differences(entries: Sequence[Entry], ours: Score, theirs: Score) -> list[np.ndarray]:
-    """Per task, the documents' differences in its reported metric: float64 (documents,)."""
-    metric = {entry.task: entry.metric for entry in entries}
-    found = []
-    for task, mine in ours.report.tasks.items():
-        name = metric.get(task) or _only(entries)
-        found.append(mine.metrics[name] - theirs.report.tasks[task].metrics[name])
-    return found
+    """Per entry, the documents' differences in its reported metric: float64 (documents,)."""
 
+    def values(score: Score, entry: Entry) -> np.ndarray:
+        tasks = [score.report.tasks[name] for name in ours.groups[entry.task]]
+        return np.concatenate([task.metrics[entry.metric] for task in tasks])
 
-def _only(entries: Sequence[Entry]) -> str:
-    """The metric of tasks that stand in the report under a group's name."""
-    metrics = {entry.metric for entry in entries}
-    if len(metrics) > 1:
-        raise ConfigError(
-            "fitness", ["holdout: groups and several metrics at once; list the groups' tasks instead"]
-        )
-    return metrics.pop()
+    return [values(ours, entry) - values(theirs, entry) for entry in entries]
 
 
 def paired(differences: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> Paired:

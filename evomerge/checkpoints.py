@@ -66,6 +66,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._sha256 = sha256
         self._files: dict[str, Any] = {}
         self._home: dict[str, str] = {}
+        self._views: dict[str, torch.Tensor] = {}
         for name in _shards(folder, where):
             path = folder / name
             if not path.is_file():
@@ -78,8 +79,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             self._home.update(dict.fromkeys(handle.keys(), name))  # type: ignore[no-untyped-call]
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._files[self._home[name]].get_tensor(name)
-        return tensor
+        if name not in self._views:
+            self._views[name] = self._files[self._home[name]].get_tensor(name)
+        return self._views[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._home))
@@ -106,6 +108,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         for name in self:
             tensor = self[name]
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+        if not sizes:
+            raise CheckpointError(f"{self.where}: {self.folder} holds no tensors; copy it again")
         return max(sizes, key=lambda dtype: sizes[dtype])
 
     @property
@@ -118,7 +122,7 @@ def _shards(folder: Path, where: str) -> list[str]:
     if (folder / INDEX).is_file():
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            return sorted(set(index["weight_map"].values()))
+            return sorted({str(name) for name in index["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{where}: {folder / INDEX} is damaged; copy it again") from error
     if (folder / SINGLE).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -16,7 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from evomerge import __version__, catalog, plugins
-from evomerge.errors import ConfigError, EvomergeError, StudyError, suggest
+from evomerge.errors import (
+    CheckpointError,
+    ConfigError,
+    EvomergeError,
+    StudyError,
+    WorkerError,
+    suggest,
+)
 
 if TYPE_CHECKING:
     from evomerge.study import Plan
@@ -30,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _WIDTH = None if sys.stdout.isatty() else 140  # a pipe has no width to fit
-out, err = Console(width=_WIDTH), Console(stderr=True)
+out, err = Console(width=_WIDTH, markup=False), Console(stderr=True, markup=False)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,6 +58,10 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             err.print("error:", style="bold red", end=" ")
             err.print(str(error), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            err.print(f"error: {where}{error.strerror or error}", highlight=False, soft_wrap=True)
+            raise typer.Exit(EvomergeError.exit_code) from None
         except KeyboardInterrupt:
             err.print("stopped; what was finished is kept")
             raise typer.Exit(INTERRUPTED) from None
@@ -84,10 +96,10 @@ def run(
     if (Path(loaded.study) / "experiment.yaml").exists():
         study.create(loaded)  # refuses, before any model is read
     plan = study.plan(loaded, _step)
-    study.create(loaded)
+    study.create(plan.experiment)
     try:
         _search(plan, as_json)
-    except EvomergeError:
+    except (ConfigError, CheckpointError, WorkerError):
         study.abandon(plan.folder)
         raise
 
@@ -157,17 +169,17 @@ def certify(
 ) -> None:
     """Compare a study's winner with its parents on held-out documents, with paired tests."""
     from evomerge import certify as certification
-    from evomerge import report, space, study
+    from evomerge import report, study
 
     plan = study.plan(study.reopen(folder), _step)
     chosen = _choose(plan, trial)
-    winner = space.decode(plan.experiment.space, plan.frame, chosen.genome)
+    winner = study.recipe_of(plan, chosen)
     found = certification.run(plan, winner, _step)
     if as_json:
         _print_json(certification.as_json(found))
         return
     out.print(report.certificate_table(found))
-    out.print(found.verdict, highlight=False)
+    out.print(found.verdict, highlight=False, soft_wrap=True)
 
 
 @command
@@ -232,7 +244,10 @@ def check(
     """Check an experiment without running it: files, models, search space, tasks, metrics."""
     from evomerge import config, report, scorecard, study
 
-    plan = study.plan(config.load(experiment), _step)
+    loaded = config.load(experiment)
+    plan = study.plan(loaded, _step)
+    if loaded.workers.address is None:
+        scorecard.check_workers(loaded.workers)
     _step("building the tasks")
     documents = scorecard.check_tasks(plan)
     if as_json:
@@ -273,8 +288,10 @@ def _listing(kind: str) -> dict[str, str]:
 
 
 def _first_comment(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    """The first sentence of a file's opening comment."""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    return text.partition(". ")[0].removesuffix(".")
 
 
 @command
@@ -292,10 +309,12 @@ def cp(
     if target.exists():
         raise StudyError(f"{target} exists already; give another name")
     try:
-        shutil.copy(source, target)
         include = catalog.read_yaml(source).get("include")
+        if include and (target.parent / include).exists():
+            raise StudyError(f"{target.parent / include} exists already; copy to another folder")
+        shutil.copy(source, target)
         if include:  # a fitness file is no use without its tasks
-            shutil.copytree(source.parent / include, target.parent / include, dirs_exist_ok=True)
+            shutil.copytree(source.parent / include, target.parent / include)
     except OSError as error:
         raise StudyError(f"{target} cannot be written: {error.strerror}") from error
     out.print(f"copied to {target}", highlight=False, soft_wrap=True)

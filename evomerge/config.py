@@ -12,7 +12,7 @@ from evomerge import catalog, plugins
 from evomerge.errors import ConfigError, suggest
 from evomerge.fitness import Fitness
 from evomerge.merger import Compile
-from evomerge.recipe import Dtype, OperatorStep, SourceField, Strict, faults_of, relocate
+from evomerge.recipe import Dtype, OperatorStep, SourceField, Strict, faults_of, name_faults, relocate
 from evomerge.space import SearchSpace
 
 Auto = Literal["auto"]
@@ -102,9 +102,9 @@ class Experiment(Strict):
     study: str
 
     @model_validator(mode="after")
-    def _known_operators(self) -> Experiment:
+    def _known_names(self) -> Experiment:
         known = plugins.names("operators")
-        faults = [
+        faults = name_faults(self.experts) + [
             f"operators.{step.name}: unknown operator {step.name!r}.{suggest(step.name, known)}"
             for step in self.operators
             if step.name not in known

@@ -18,11 +18,10 @@ from evomerge import recipe as recipes
 from evomerge.candidate import Progress, Setup, Survey, Workbench
 from evomerge.certify import CERTIFICATE, p_text
 from evomerge.checkpoints import locate
-from evomerge.errors import CheckpointError, ConfigError, StudyError
+from evomerge.errors import CandidateError, ConfigError, StudyError
 from evomerge.recipe import Recipe, SourceField, Strict
 from evomerge.records import Trial
-from evomerge.space import decode
-from evomerge.study import Plan
+from evomerge.study import Plan, recipe_of
 
 _TOKENIZER = (
     "tokenizer*",
@@ -44,16 +43,8 @@ def export_trial(plan: Plan, trial: Trial, out: Path, progress: Progress) -> Pat
     """
     if trial.value is None:
         raise StudyError(f"trial {trial.number} failed ({trial.reason}); choose another one")
-    recipe = decode(plan.experiment.space, plan.frame, trial.genome)
-    if recipe.sha256 != trial.recipe:
-        raise CheckpointError(
-            f"trial {trial.number} cannot be rebuilt: its recipe was {trial.recipe[:12]} and is now "
-            f"{recipe.sha256[:12]}; a checkpoint has changed since the search"
-        )
-    certificate = plan.folder / CERTIFICATE
-    found = json.loads(certificate.read_text()) if certificate.is_file() else None
-    if found is not None and found.get("recipe") != recipe.sha256:
-        found = None
+    recipe = recipe_of(plan, trial)
+    found = _certificate(plan.folder / CERTIFICATE, recipe)
     return _write(
         recipe,
         plan.survey,
@@ -64,6 +55,15 @@ def export_trial(plan: Plan, trial: Trial, out: Path, progress: Progress) -> Pat
         _scores(trial),
         found,
     )
+
+
+def _certificate(path: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The study's certificate, if there is a sound one for this recipe."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("recipe") == recipe.sha256 else None
 
 
 def export_recipe(path: Path, out: Path, progress: Progress) -> Path:
@@ -102,14 +102,6 @@ def read_recipe(path: Path, progress: Progress) -> tuple[Recipe, Survey]:
     survey = candidate.survey(
         recipes.relocate(models.base, folder), experts, str(data.get("dtype", "auto")), progress
     )
-    for where, given, found in (
-        ("base", models.base, survey.base),
-        *((f"experts.{name}", models.experts[name], survey.experts[name]) for name in experts),
-    ):
-        if given.sha256 not in (None, found.sha256):
-            raise CheckpointError(
-                f"{path}: {where}: {found} does not hold the weights that the recipe was made with"
-            )
     recipe = recipes.read(path, layers=survey.layers, dtype=survey.dtype)
     if recipe.layers != survey.layers:
         raise ConfigError(str(path), [f"layers: is {recipe.layers}, but the base has {survey.layers}"])
@@ -126,6 +118,7 @@ def _write(
     scores: dict[str, Any] | None,
     certificate: dict[str, Any] | None,
 ) -> Path:
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StudyError(f"{out} exists already; give another folder, or remove it first")
     aside = out.parent / f".{out.name}.writing"
@@ -134,6 +127,11 @@ def _write(
     setup = Setup(base=survey.base, experts=survey.experts, dtype=recipe.dtype, cache=str(cache))
     setup = replace(setup, threads=max(1, torch.get_num_threads()))
     model = Workbench(setup).build(recipe)
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise CandidateError(
+                f"the merged {name} is not finite: the coefficients are too large, or a parent is not"
+            )
     digest = weights_sha256(model)
     if scored not in (None, digest):
         raise StudyError(
@@ -164,9 +162,10 @@ def _write(
         raise StudyError(
             f"{aside}: the folder loads as {reloaded[:12]} and not as {digest[:12]}; please report this"
         )
-    if out.exists():
-        out.rmdir()
-    aside.replace(out)
+    with records.saving(out):
+        if out.exists():
+            out.rmdir()
+        aside.replace(out)
     return out
 
 

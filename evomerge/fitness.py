@@ -6,6 +6,8 @@ candidate a failure, never a score.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +69,11 @@ class Fitness(Strict):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def digest(self) -> str:
+        """A hash of all that decides a candidate's value: the searched entries and how they are prompted."""
+        content = self.model_dump(mode="json", exclude={"include", "holdout"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def specs(self, entries: Sequence[Entry]) -> tuple[TaskSpec, ...]:
         """The tasks of some of this file's entries, with the file's defaults filled in."""
@@ -139,9 +146,7 @@ def check_metrics(entries: Sequence[Entry], scorer: Scorer, where: str = "fitnes
             for key, metric in (("metric", entry.metric), ("climb", entry.climbs)):
                 if metric not in known:
                     faults.append(f"{task}: has no {key} {metric!r}.{suggest(metric, known)}")
-                elif key == "climb" and not scorer.higher_is_better(task, metric):
-                    faults.append(
-                        f"{task}: less {metric} is better, and a search climbs; climb another of {', '.join(known)}"
-                    )
+                elif not scorer.higher_is_better(task, metric):
+                    faults.append(f"{task}: less {metric} is better; give a {key} of which more is better")
     if faults:
         raise ConfigError(where, list(dict.fromkeys(faults)))

@@ -35,7 +35,7 @@ def cutoff(density: float) -> int:
 
     At density 1 every element is kept; the probability is exact to 2⁻³².
     """
-    return round(density * 2**32) - 1 - 2**31
+    return max(round(density * 2**32), 1) - 1 - 2**31
 
 
 def bits(index: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

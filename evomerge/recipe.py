@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,7 +53,7 @@ Table = dict[str, dict[str, Values]]
 class Strict(BaseModel):
     """Base of every model that a person's file is read into: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class Source(Strict):
@@ -186,13 +186,18 @@ def _normalized(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "options": {**method.OPTIONS, **options}, "parameters": tables}
 
 
+def name_faults(experts: Iterable[str]) -> list[str]:
+    """What is wrong with experts' names: in a recipe they stand beside module groups."""
+    return [
+        f"experts.{name}: {'is the name of a module group' if name else 'is no name'}; name the expert otherwise"
+        for name in experts
+        if name in ("", ANY, *MODULES)
+    ]
+
+
 def _expert_faults(method: str, limits: tuple[int, int | None], experts: list[str]) -> list[str]:
     fewest, most = limits
-    faults = [
-        f"experts.{name}: is the name of a module group; name the expert otherwise"
-        for name in experts
-        if name in MODULES or name == ANY
-    ]
+    faults = name_faults(experts)
     if len(experts) < fewest or (most is not None and len(experts) > most):
         wanted = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
         noun = "expert" if fewest == 1 else "experts"
@@ -249,10 +254,10 @@ def _complete_rows(table: Table, path: str, keys: list[str]) -> list[str]:
         if any(values is None for values in row.values()):
             return [f"{path}.{module}: has no value for {key}" for key in keys if row[key] is None]
         table[module] = row  # type: ignore[assignment]
-        if row == default:
+    table.setdefault(ANY, table.get(MODULES[-1], {}))
+    for module in named:
+        if table[module] == table[ANY]:
             del table[module]
-    if ANY not in table:
-        table[ANY] = table[MODULES[-1]]
     return []
 
 

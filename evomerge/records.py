@@ -8,6 +8,7 @@ STUDY/thresholds/       tables that merge methods look up
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,7 +23,8 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
+from safetensors import SafetensorError
 
 from evomerge.candidate import Score
 from evomerge.errors import StudyError
@@ -40,6 +42,7 @@ class Trial:
 
     Attributes:
         number: its place in the log; generation, slot: its place in the search.
+        recipe, fitness: hashes of what was built and of what it was scored by.
         value: what the sampler climbs; None if the candidate failed.
         tasks, climbed: task -> reported metric, task -> climbed metric.
         seconds: spent in merge, operators and scoring; empty for a repeated recipe.
@@ -53,6 +56,7 @@ class Trial:
     slot: int
     genome: Genome
     recipe: str
+    fitness: str
     value: float | None
     tasks: dict[str, float]
     climbed: dict[str, float]
@@ -88,12 +92,12 @@ class Journal:
 
     def __init__(self, folder: Path, coordinates: Sequence[Coordinate]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        path = folder / JOURNAL
+        path = self._path = folder / JOURNAL
         _repair(path)
         self._distributions: dict[str, Any] = {
             c.name: FloatDistribution(c.low, c.high, log=c.log) for c in coordinates
         }
-        with saving(path):
+        with saving(path), _undamaged(path):
             self._study = optuna.create_study(
                 storage=JournalStorage(JournalFileBackend(str(path))),
                 study_name=_NAME,
@@ -116,12 +120,12 @@ class Journal:
             value=value,
             user_attrs=record,
         )
-        with saving(Path(JOURNAL)):
+        with saving(self._path):
             self._study.add_trial(frozen)
 
     def trials(self) -> list[Trial]:
         """All trials, in order."""
-        return [_thaw(frozen) for frozen in self._study.get_trials(deepcopy=False)]
+        return _thaw(self._study, self._path)
 
 
 def read_trials(folder: Path) -> list[Trial]:
@@ -134,21 +138,37 @@ def read_trials(folder: Path) -> list[Trial]:
     if not path.is_file():
         raise StudyError(f"{folder} is no study: it has no {JOURNAL}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.load_study(storage=JournalStorage(JournalFileBackend(str(path))), study_name=_NAME)
-    except KeyError:
+    if b"\n" not in path.read_bytes():
         return []  # killed before the first line was whole
-    except ValueError as error:
-        raise StudyError(f"{path} is damaged: {error}") from error
-    return [_thaw(frozen) for frozen in study.get_trials(deepcopy=False)]
+    with _undamaged(path):
+        study = optuna.load_study(storage=JournalStorage(JournalFileBackend(str(path))), study_name=_NAME)
+    return _thaw(study, path)
 
 
-def _thaw(frozen: FrozenTrial) -> Trial:
-    return Trial(
-        **frozen.user_attrs,
-        genome=dict(frozen.params),
-        value=frozen.value if frozen.state == TrialState.COMPLETE else None,
-    )
+def _thaw(study: optuna.Study, path: Path) -> list[Trial]:
+    """The trials of an Optuna study, whose numbers must be their places."""
+    with _undamaged(path):
+        trials = [
+            Trial(
+                **frozen.user_attrs,
+                genome=dict(frozen.params),
+                value=frozen.value if frozen.state == TrialState.COMPLETE else None,
+            )
+            for frozen in study.get_trials(deepcopy=False)
+        ]
+        if [trial.number for trial in trials] != list(range(len(trials))):
+            raise ValueError("a line is missing")
+    return trials
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Turns what Optuna raises for a journal that it cannot read into one line."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) or type(error).__name__
+        raise StudyError(f"{path} is damaged ({reason}); restore the file, or start a new study") from error
 
 
 def _repair(path: Path) -> None:
@@ -177,16 +197,15 @@ def _repair(path: Path) -> None:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
+        return isinstance(json.loads(line), dict)
     except ValueError:
         return False
-    return True
 
 
 # --- per-document results ----------------------------------------------------------------------------------
 
 
-def write_score(folder: Path, recipe: str, score: Score) -> None:
+def write_score(folder: Path, recipe: str, fitness: str, score: Score) -> None:
     """Keeps a recipe's score with its per-document results: STUDY/documents/RECIPE.npz.
 
     Raises:
@@ -200,6 +219,8 @@ def write_score(folder: Path, recipe: str, score: Score) -> None:
             arrays[f"{position}/metrics/{metric}"] = values
         tasks[task] = {"aggregates": result.aggregates, "metrics": list(result.metrics)}
     rest = {
+        "fitness": fitness,
+        "groups": score.groups,
         "measured": asdict(score.measured),
         "tasks": tasks,
         "report": {k: v for k, v in asdict(replace(score.report, tasks={})).items() if k != "tasks"},
@@ -216,14 +237,16 @@ def write_score(folder: Path, recipe: str, score: Score) -> None:
         aside.replace(path)
 
 
-def read_score(folder: Path, recipe: str) -> Score | None:
-    """The kept score of a recipe; None if there is none, or it is damaged and has to be made again."""
+def read_score(folder: Path, recipe: str, fitness: str) -> Score | None:
+    """The kept score of a recipe under a fitness; None if there is none, or it is damaged: it is made again."""
     path = _score_path(folder, recipe)
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
             rest = json.loads(stored["about"].tobytes())
+            if rest["fitness"] != fitness:
+                return None
             tasks = {
                 task: TaskScore(
                     documents=stored[f"{position}/documents"],
@@ -235,7 +258,8 @@ def read_score(folder: Path, recipe: str) -> Score | None:
     except Exception:  # whatever a damaged zip file raises
         return None
     report = Report(tasks=tasks, **rest["report"])
-    return Score(Measured(**rest["measured"]), report, rest["seconds"], rest["weights_sha256"])
+    groups = {entry: tuple(tasks) for entry, tasks in rest["groups"].items()}
+    return Score(Measured(**rest["measured"]), report, groups, rest["seconds"], rest["weights_sha256"])
 
 
 def _score_path(folder: Path, recipe: str) -> Path:
@@ -250,15 +274,15 @@ def saving(path: Path) -> Iterator[None]:
     """Turns a disk that does not take a file into one clear line.
 
     Raises:
-        StudyError: for any OSError inside.
+        StudyError: for any OSError inside, and for safetensors' own.
     """
     try:
         yield
-    except OSError as error:
-        raise StudyError(
-            f"{path} cannot be written: {error.strerror or error}; nothing is lost: free some space, then "
-            "`evomerge resume`"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        full = isinstance(error, SafetensorError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        cure = "free some space and go on (a study: `evomerge resume`)" if full else "choose another place"
+        reason = str(error) if isinstance(error, SafetensorError) else error.strerror or error
+        raise StudyError(f"{path} cannot be written: {reason}; what is finished is kept: {cure}") from error
 
 
 @contextmanager

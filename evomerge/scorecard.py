@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from evomerge import checkpoints, tensors
-from evomerge.candidate import load_model, load_tokenizer, open_scorer, quiet
+from evomerge import checkpoints, tensors, workers
+from evomerge.candidate import load_model, load_tokenizer, open_scorer, quiet, skeleton
 from evomerge.checkpoints import Checkpoint
+from evomerge.config import Workers
 from evomerge.errors import ConfigError
 from evomerge.fitness import Entry, Fitness, measure
 from evomerge.recipe import Source, parse_source
@@ -28,13 +29,15 @@ def score_model(
         raise ConfigError("fitness", ["holdout: lists no task"])
     quiet()
     folder = checkpoints.locate(Source.model_validate(parse_source(model)), "model")
+    checkpoint = Checkpoint(folder, "model")
     if dtype == "auto":
-        dtype = str(Checkpoint(folder, "model").dtype).removeprefix("torch.")
+        dtype = str(checkpoint.dtype).removeprefix("torch.")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ConfigError("--dtype", [f"is {dtype!r}; give auto, float32, bfloat16 or float16"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(threads)
+    checkpoints.check_fit(checkpoint, {}, skeleton(folder))
     live = load_model(folder, dtype, device)
     scorer = open_scorer(live, load_tokenizer(folder), fitness, entries)
     assert scorer is not None
@@ -51,6 +54,15 @@ def score_model(
         "truncated": report.truncated,
         "weights_sha256": tensors.sha256({name: value.data for name, value in live.named_parameters()}),
     }
+
+
+def check_workers(config: Workers) -> None:
+    """Checks that this machine has what the workers ask for.
+
+    Raises:
+        WorkerError: it has not.
+    """
+    workers.plan(config, workers.cores(), torch.cuda.device_count())
 
 
 def check_tasks(plan: Plan) -> dict[str, int]:

@@ -244,18 +244,19 @@ def known_points(space: SearchSpace, frame: Frame) -> list[Genome]:
     if gene is None:
         return found
     experts = sorted(frame.experts)
+    per_expert = "expert" in gene.per
+    keys = list(product(*_axis_keys(space, gene, frame)))
     options = {**plugins.load("methods", space.method).OPTIONS, **space.fixed}
     # Under normalization the common size of the weights does not matter.
     sizes = (1.0,) if options.get("normalize") else (1.0 / len(experts), *TASK_ARITHMETIC)
     wanted: list[dict[str, float]] = [dict.fromkeys(experts, size) for size in sizes]
-    if "expert" in gene.per:
+    if per_expert:
         wanted += [{expert: float(expert == alone) for expert in experts} for alone in experts]
     for weights in wanted:
         genome = dict(found[0])
-        for point in points:
-            if point.name.split(".")[0] == "weight":
-                expert = point.name.rsplit(".", 1)[-1] if "expert" in gene.per else experts[0]
-                genome[point.name] = min(max(weights[expert], gene.low), gene.high)
+        for key in keys:
+            weight = weights[key[-1] if per_expert else experts[0]]
+            genome[_name("weight", key)] = min(max(weight, gene.low), gene.high)
         if genome not in found:
             found.append(genome)
     return found

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from evomerge.checkpoints import Checkpoint
-from evomerge.errors import CheckpointError
+from evomerge.errors import CheckpointError, StudyError
 
 EXACT = 1 << 16  # elements up to which a tensor's magnitudes are kept whole
 GRID = 1 << 12  # intervals between the ranks kept of larger tensors: a kept fraction is off by 1/GRID at most
@@ -135,8 +135,13 @@ def _read(path: Path, names: list[str]) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        np.savez(file, **dict(arrays))  # type: ignore[arg-type]
-    aside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            np.savez(file, **dict(arrays))  # type: ignore[arg-type]
+        aside.replace(path)
+    except OSError as error:
+        raise StudyError(
+            f"{path} cannot be written: {error.strerror or error}; the tables of a study go there"
+        ) from error

@@ -8,18 +8,25 @@ any number of workers, the log that results is the same.
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
+
+from pydantic import ValidationError
 
 from evomerge import candidate, config, plugins, records
 from evomerge.candidate import Setup, Survey
 from evomerge.config import Experiment
-from evomerge.errors import StudyError
+from evomerge.errors import CheckpointError, ConfigError, StudyError
+from evomerge.recipe import Recipe, faults_of
 from evomerge.records import Journal, Trial
-from evomerge.space import Coordinate, Frame, Genome, coordinates, decode, known_points
+from evomerge.space import Coordinate, Frame, Genome, coordinates, decode, initial, known_points
 from evomerge.workers import Job, Outcome, Pool, open_pool
 
 SMALL_ENOUGH_TO_HASH = 2 << 30  # bytes of a model up to which every candidate's weights are hashed
@@ -71,7 +78,14 @@ def plan(experiment: Experiment, progress: candidate.Progress = lambda text: Non
         seed=experiment.seed,
         operators=experiment.operators,
     )
-    return Plan(experiment, survey, frame, coordinates(experiment.space, frame), Path(experiment.study))
+    points = coordinates(experiment.space, frame)
+    try:
+        decode(experiment.space, frame, initial(points))
+    except ValidationError as error:  # values under `fixed`, which only now meet experts and layers
+        raise ConfigError("space", faults_of(error)) from error
+    # With the hashes of the weights, so that a study notices if they change.
+    experiment = experiment.model_copy(update={"base": survey.base, "experts": survey.experts})
+    return Plan(experiment, survey, frame, points, Path(experiment.study))
 
 
 def create(experiment: Experiment) -> Path:
@@ -90,10 +104,15 @@ def create(experiment: Experiment) -> Path:
         raise StudyError(f"study: {folder} is not an empty folder; give another one")
     with records.saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    _keep(experiment, folder)
+    return folder
+
+
+def _keep(experiment: Experiment, folder: Path) -> None:
+    with records.saving(folder):
         aside = folder / f"{records.EXPERIMENT}.tmp"
         aside.write_text(config.to_yaml(experiment), encoding="utf-8")
         aside.replace(folder / records.EXPERIMENT)
-    return folder
 
 
 def abandon(folder: Path) -> None:
@@ -110,7 +129,7 @@ def reopen(folder: Path, candidates: int | None = None) -> Experiment:
     """The experiment of a study folder, wherever the folder lies now.
 
     Args:
-        candidates: replaces the budget's.
+        candidates: replaces the budget's, for good.
 
     Raises:
         StudyError: the folder is no study.
@@ -118,8 +137,12 @@ def reopen(folder: Path, candidates: int | None = None) -> Experiment:
     if not (folder / records.EXPERIMENT).is_file():
         raise StudyError(f"{folder} is no study: it has no {records.EXPERIMENT}; start one with `evomerge run`")
     experiment = config.load(folder / records.EXPERIMENT)
-    budget = experiment.budget.model_copy(update={} if candidates is None else {"candidates": candidates})
-    return experiment.model_copy(update={"study": str(folder.resolve()), "budget": budget})
+    experiment = experiment.model_copy(update={"study": str(folder.resolve())})
+    if candidates is not None and candidates != experiment.budget.candidates:
+        budget = experiment.budget.model_copy(update={"candidates": candidates})
+        experiment = experiment.model_copy(update={"budget": budget})
+        _keep(experiment, folder)
+    return experiment
 
 
 class Observer(Protocol):
@@ -146,11 +169,56 @@ def search(plan: Plan, observer: Observer, progress: candidate.Progress = lambda
         progress("starting workers")
         pool = open_pool(plan.experiment.workers, plan.setup())
         try:
-            study = Study(plan, pool, observer)
-            study.run()
+            with _noticing_ctrl_c() as pressed:
+                study = Study(plan, pool, observer, pressed)
+                study.run()
         finally:
             pool.close()
+    if study.trials and records.best(study.trials) is None:
+        raise StudyError(_all_failed(study.trials, f"all {len(study.trials)} candidates"))
     return study.trials
+
+
+@contextmanager
+def _noticing_ctrl_c() -> Iterator[threading.Event]:
+    """Notes that Ctrl-C was pressed, beside raising KeyboardInterrupt.
+
+    Native code may turn that into another error, which would be taken for the candidate's.
+    """
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def recipe_of(plan: Plan, trial: Trial) -> Recipe:
+    """The recipe of a trial, rebuilt from its genome.
+
+    Raises:
+        CheckpointError: it is no longer the recipe that was scored.
+    """
+    recipe = decode(plan.experiment.space, plan.frame, trial.genome)
+    if recipe.sha256 != trial.recipe:
+        raise CheckpointError(
+            f"{plan.folder}: trial {trial.number} cannot be rebuilt: its recipe was {trial.recipe[:12]} and is now "
+            f"{recipe.sha256[:12]}; a checkpoint, or the study's {records.EXPERIMENT}, has changed since the search"
+        )
+    return recipe
+
+
+def _all_failed(trials: Sequence[Trial], which: str) -> str:
+    reasons = sorted({trial.reason or "" for trial in trials})
+    return f"{which} failed:\n" + "\n".join(f"  {reason}" for reason in reasons[:3])
 
 
 class Study:
@@ -160,13 +228,16 @@ class Study:
         plan: the experiment, laid over its models.
         pool: who evaluates.
         observer: is told of each step.
+        stopped: set when the person wants it to stop.
     """
 
-    def __init__(self, plan: Plan, pool: Pool, observer: Observer) -> None:
+    def __init__(self, plan: Plan, pool: Pool, observer: Observer, stopped: threading.Event | None = None) -> None:
+        self._stopped = stopped or threading.Event()
         self._plan = plan
         self._pool = pool
         self._observer = observer
         experiment = plan.experiment
+        self._fitness = experiment.fitness.digest()
         choice = plugins.load("samplers", experiment.sampler.name)
         options = choice.Options.model_validate(experiment.sampler.options)
         starts = known_points(experiment.space, plan.frame)
@@ -206,26 +277,30 @@ class Study:
                     f"{self._plan.folder}: trial {trial.number} of the log is not what this sampler proposes; "
                     "the study was begun with other versions or another experiment, and cannot go on exactly"
                 )
-        open_slots = range(len(logged), len(logged) + self._room(genomes[len(logged) :]))
+            recipe_of(self._plan, trial)
+            if trial.fitness != self._fitness:
+                raise StudyError(
+                    f"{self._plan.folder}: trial {trial.number} of the log was scored with another fitness than "
+                    f"{records.EXPERIMENT} has now; put it back, or start a new study"
+                )
+        open_slots = range(len(logged), len(logged) + self._room(genomes[len(logged) :], begun=bool(logged)))
         if not open_slots:
             return logged
         self._observer.generation(number, len(logged) + len(open_slots))
         fresh = self._evaluate(number, {slot: genomes[slot] for slot in open_slots})
         trials = [*logged, *fresh]
         if len(trials) == len(genomes) and all(trial.value is None for trial in trials):
-            reasons = sorted({trial.reason or "" for trial in trials})
-            raise StudyError(
-                f"all {len(trials)} candidates of generation {number} failed:\n"
-                + "\n".join(f"  {reason}" for reason in reasons[:3])
-            )
+            raise StudyError(_all_failed(trials, f"all {len(trials)} candidates of generation {number}"))
         return trials
 
-    def _room(self, genomes: Sequence[Genome]) -> int:
+    def _room(self, genomes: Sequence[Genome], *, begun: bool) -> int:
         """How many of a generation's genomes the budget still has room for."""
         budget = self._plan.experiment.budget
         room = len(genomes)
         if budget.candidates is not None:
             room = min(room, budget.candidates - len(self.trials))
+        if begun:  # the other limits end a search between generations, so that a resumed one ends at the same place
+            return max(room, 0)
         if budget.documents is not None and sum(t.documents for t in self.trials) >= budget.documents:
             room = 0
         if budget.hours is not None and self._seconds() >= 3600 * budget.hours:
@@ -245,7 +320,9 @@ class Study:
         outcomes: dict[int, Outcome] = {}
         jobs = []
         for recipe, slot in first.items():
-            kept = None if recipe in self._by_recipe else records.read_score(self._plan.folder, recipe)
+            kept = (
+                None if recipe in self._by_recipe else records.read_score(self._plan.folder, recipe, self._fitness)
+            )
             if kept is not None:
                 outcomes[slot] = Outcome(slot, kept)
             elif recipe not in self._by_recipe:
@@ -272,8 +349,11 @@ class Study:
 
         log()
         for outcome in self._pool.run(jobs):
+            if self._stopped.is_set():
+                raise KeyboardInterrupt
             if outcome.score is not None:
-                records.write_score(self._plan.folder, recipes[outcome.key].sha256, outcome.score)
+                recipe = recipes[outcome.key].sha256
+                records.write_score(self._plan.folder, recipe, self._fitness, outcome.score)
             outcomes[outcome.key] = outcome
             log()
         return list(trials.values())
@@ -285,6 +365,7 @@ class Study:
             slot=slot,
             genome=genome,
             recipe=recipe,
+            fitness=self._fitness,
             value=None,
             tasks={},
             climbed={},

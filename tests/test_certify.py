@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from evomerge import certify
+from evomerge.candidate import Score
+from evomerge.fitness import Entry, measure
+from evomerge.scoring import Report, TaskScore
 
 
 def _differences(gain: float, documents: int, seed: int) -> np.ndarray:
@@ -43,3 +46,20 @@ def test_the_interval_covers_the_true_gain_about_as_often_as_it_says() -> None:
     intervals = [certify.paired([_differences(true, 200, seed)], resamples=500) for seed in range(300)]
     covered = np.mean([found.low <= true <= found.high for found in intervals])
     assert 0.90 < covered < 0.99
+
+
+def test_a_group_is_one_entry_of_all_its_documents() -> None:
+    def score(values: dict[str, list[float]]) -> Score:
+        tasks = {
+            name: TaskScore(np.arange(len(found)), {"acc": np.array(found)}, {"acc": float(np.mean(found))})
+            for name, found in values.items()
+        }
+        report = Report(tasks, tokens=0, padding=0, truncated={}, cut_prompts={})
+        groups = {"pair": ("x", "y"), "z": ("z",)}
+        return Score(measure(entries, report, groups), report, groups, {})
+
+    entries = [Entry(task="pair"), Entry(task="z")]
+    ours = score({"x": [1, 1, 1, 0], "y": [1, 0], "z": [1, 1]})
+    theirs = score({"x": [0, 1, 0, 0], "y": [1, 1], "z": [0, 1]})
+    found = certify.paired(certify.differences(entries, ours, theirs))
+    assert found.gain == pytest.approx(ours.measured.mean - theirs.measured.mean)

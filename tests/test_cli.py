@@ -221,3 +221,88 @@ def test_ctrl_c_ends_with_130_and_can_be_resumed(write_experiment: Callable[...,
     done = len(records.read_trials(path.parent / "study"))
     assert 8 <= done < 400
     assert call("resume", path.parent / "study", "--candidates", done + 2).exit_code == 0
+
+
+# --- found by trying to break it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"space": {**SPACE, "fixed": {"lambda": "much"}}}, "space: parameters.lambda: must be a number"),
+        ({"space": {**SPACE, "fixed": {"lambda": {"nobody": 1.0}}}}, "space: parameters.lambda.nobody"),
+        ({"budget": {"hours": float("inf")}}, "budget.hours"),
+        ({"workers": {"backend": "inline", "gpus": 99}}, "workers.gpus: is 99"),
+    ],
+)
+def test_check_finds_what_run_would_stumble_over(
+    write_experiment: Callable[..., Path], changes: dict[str, Any], expected: str
+) -> None:
+    assert expected in fails("check", write_experiment(**changes))
+
+
+@pytest.mark.parametrize("name", ["mlp", "*", ""])
+def test_experts_need_names_of_their_own(write_experiment: Callable[..., Path], family: Path, name: str) -> None:
+    experts = {name: str(family / "models/ant"), "bee": str(family / "models/bee")}
+    assert f"experts.{name}: is" in fails("check", write_experiment(experts=experts))
+
+
+def test_names_with_dots_and_brackets_work(write_experiment: Callable[..., Path], family: Path) -> None:
+    experts = {"v1.5 [x]": str(family / "models/ant"), "5 [x]": str(family / "models/bee")}
+    path = write_experiment(
+        experts=experts,
+        budget={"candidates": 8},
+        space={"method": "task_arithmetic", "genes": {"weight": {"low": 0.0, "high": 1.5, "per": ["expert"]}}},
+    )
+    assert call("run", path).exit_code == 0
+    result = call("certify", path.parent / "study")
+    assert "expert v1.5 [x]" in result.stdout
+
+
+@pytest.mark.parametrize("text", ["? [a, b]\n: 1", "{a: 1}: 2", "seed: 2020-13-45", "a: " + "[" * 3000])
+def test_odd_yaml_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "odd.yaml").write_text(text)
+    assert "is not valid YAML" in fails("run", tmp_path / "odd.yaml")
+
+
+def test_a_model_that_lacks_a_tensor_is_not_scored_with_random_weights(family: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(family / "models/ant", tmp_path / "ant")
+    tensors = load_file(tmp_path / "ant/model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "ant/model.safetensors", metadata={"format": "pt"})
+    text = fails("score", tmp_path / "ant", "--fitness", "tiny_skills", "--dtype", "float32")
+    assert "lacks model.layers.0.mlp.up_proj.weight" in text
+
+
+def test_a_merge_that_is_not_finite_is_not_written(family: Path, tmp_path: Path) -> None:
+    recipe = {
+        "method": "task_arithmetic",
+        "base": str(family / "models/base"),
+        "experts": {"ant": str(family / "models/ant")},
+        "parameters": {"weight": 1e300},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert "is not finite" in fails("merge", tmp_path / "recipe.yaml", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    recipe["parameters"] = {"weight": 0.5}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert "cannot be written" in fails("merge", tmp_path / "recipe.yaml", "/proc/nowhere/out")
+
+
+def test_a_resumed_budget_is_kept(study_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(study_folder, tmp_path / "study")
+    assert call("resume", tmp_path / "study", "--candidates", 9).exit_code == 0
+    assert json.loads(call("status", tmp_path / "study", "--json").stdout)["budget"] == {"candidates": 9}
+
+
+def test_cp_leaves_edited_tasks_alone(tmp_path: Path) -> None:
+    assert call("cp", "tiny_skills", tmp_path).exit_code == 0
+    assert "tasks exists already" in fails("cp", "tiny_skills", tmp_path / "other.yaml")
+
+
+def test_a_damaged_certificate_does_not_stop_an_export(study_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(study_folder, tmp_path / "study")
+    (tmp_path / "study/certificate.json").write_text("{")
+    assert call("export", tmp_path / "study", tmp_path / "merged").exit_code == 0

@@ -75,3 +75,7 @@ def test_masks_show_no_pattern_along_rows_and_columns(lag: int) -> None:
 
 def test_salts_differ_where_names_run_together() -> None:
     assert masks.salt(0, "ab", "c") != masks.salt(0, "a", "bc")
+
+
+def test_the_smallest_density_still_has_a_cutoff() -> None:
+    assert masks.cutoff(1e-12) == -(2**31)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from evomerge import recipe as recipes
 from evomerge.errors import ConfigError
 from evomerge.recipe import Recipe, faults_of
-from evomerge.tensors import Place
+from evomerge.tensors import MODULES, Place
 
 
 def make(**changes: Any) -> Recipe:
@@ -171,3 +171,10 @@ def test_local_paths_are_relative_to_the_file_and_hub_ids_are_left(tmp_path: Pat
     assert recipes.relocate(source, tmp_path).model == str(tmp_path / "models/base")
     hub = recipes.Source(model="org/model")
     assert recipes.relocate(hub, tmp_path) == hub
+
+
+def test_a_recipe_that_names_every_module_group_survives_its_yaml(tmp_path: Path) -> None:
+    weight = {module: 0.1 * k for k, module in enumerate(MODULES)}
+    recipe = make(parameters={"weight": weight, "density": 1.0})
+    (tmp_path / "recipe.yaml").write_text(recipes.to_yaml(recipe))
+    assert recipes.read(tmp_path / "recipe.yaml").sha256 == recipe.sha256

@@ -30,6 +30,7 @@ def trial(number: int, value: float | None = 0.5) -> Trial:
         slot=number % 4,
         genome={"weight.a": 0.1 * number + 1e-17},
         recipe=f"{number:064x}",
+        fitness="f",
         value=value,
         tasks={} if value is None else {"t": value},
         climbed={} if value is None else {"t": value},
@@ -80,10 +81,21 @@ def test_a_broken_line_in_the_middle_is_refused(tmp_path: Path) -> None:
     for number in range(3):
         journal.add(trial(number))
     lines = (tmp_path / JOURNAL).read_bytes().splitlines(keepends=True)
-    lines[2] = b"{nonsense}\n"
-    (tmp_path / JOURNAL).write_bytes(b"".join(lines))
-    with pytest.raises(StudyError, match="line 3 is damaged"):
-        Journal(tmp_path, COORDINATES)
+    for broken in (b"{nonsense}\n", b"[1]\n"):
+        (tmp_path / JOURNAL).write_bytes(b"".join([*lines[:2], broken, *lines[3:]]))
+        with pytest.raises(StudyError, match="line 3 is damaged"):
+            Journal(tmp_path, COORDINATES)
+    for broken in (b"{}\n", b""):
+        (tmp_path / JOURNAL).write_bytes(b"".join([*lines[:2], broken, *lines[3:]]))
+        with pytest.raises(StudyError, match="is damaged"):
+            Journal(tmp_path, COORDINATES).trials()
+        with pytest.raises(StudyError, match="is damaged"):
+            records.read_trials(tmp_path)
+
+
+def test_a_result_under_another_fitness_is_not_taken(tmp_path: Path) -> None:
+    records.write_score(tmp_path, "r", "f", score())
+    assert records.read_score(tmp_path, "r", "g") is None
 
 
 def test_the_lock_of_a_killed_writer_does_not_hold_up(tmp_path: Path) -> None:
@@ -113,7 +125,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     # The next line gets on the disk in part: what a full disk does, by a limit on the file's size.
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / JOURNAL).stat().st_size + 50, limits[1]))
     try:
-        with pytest.raises(StudyError, match=r"cannot be written: .*free some space, then `evomerge resume`"):
+        with pytest.raises(
+            StudyError, match=r"cannot be written: .*free some space and go on \(a study: `evomerge resume`\)"
+        ):
             journal.add(trial(1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -131,12 +145,12 @@ def score() -> Score:
         ),
     }
     report = Report(tasks, tokens=7, padding=1, truncated={"c": 1}, cut_prompts={})
-    return Score(Measured(0.5, {"c": 0.15}, {"c": 0.2}), report, {"merge": 0.25}, "f" * 64)
+    return Score(Measured(0.5, {"c": 0.15}, {"c": 0.2}), report, {"c": ("c",)}, {"merge": 0.25}, "f" * 64)
 
 
 def test_per_document_results_come_back_as_they_were(tmp_path: Path) -> None:
-    records.write_score(tmp_path, "r", score())
-    found = records.read_score(tmp_path, "r")
+    records.write_score(tmp_path, "r", "f", score())
+    found = records.read_score(tmp_path, "r", "f")
     assert found is not None
     assert dataclasses.replace(found, report=None) == dataclasses.replace(score(), report=None)  # type: ignore[arg-type]
     for name, task in score().report.tasks.items():
@@ -148,13 +162,13 @@ def test_per_document_results_come_back_as_they_were(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 def test_a_damaged_result_is_made_again(tmp_path: Path, damage: str) -> None:
-    records.write_score(tmp_path, "r", score())
+    records.write_score(tmp_path, "r", "f", score())
     path = tmp_path / "documents" / "r.npz"
     data = bytearray(path.read_bytes())
     if damage == "flip":
         data[data.index(np.array([0.1, 0.2]).tobytes())] ^= 0xFF
     path.write_bytes({"cut": bytes(data[:-40]), "flip": bytes(data), "empty": b""}[damage])
-    assert records.read_score(tmp_path, "r") is None
+    assert records.read_score(tmp_path, "r", "f") is None
 
 
 def test_the_best_trial_is_the_first_of_equals_and_never_a_failed_one() -> None:

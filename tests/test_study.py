@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 from evomerge import config, records, study
-from evomerge.errors import StudyError
+from evomerge.errors import CheckpointError, EvomergeError, StudyError
 from evomerge.records import Trial
 from evomerge.study import Plan
 from evomerge.workers import InlinePool
@@ -46,7 +47,7 @@ class Silent:
 def begin(path: Path) -> Plan:
     experiment = config.load(path)
     plan = study.plan(experiment)
-    study.create(experiment)
+    study.create(plan.experiment)
     return plan
 
 
@@ -146,9 +147,48 @@ def test_another_experiment_cannot_go_on_from_this_log(write_experiment: Callabl
     plan = begin(write_experiment(budget={"candidates": 6}))
     study.search(plan, Silent())
     as_run = plan.folder / records.EXPERIMENT
-    as_run.write_text(as_run.read_text().replace("seed: 0", "seed: 1"))
-    with pytest.raises(StudyError, match="is not what this sampler proposes"):
+    text = as_run.read_text()
+    as_run.write_text(text.replace("seed: 0", "seed: 1"))
+    with pytest.raises(EvomergeError, match=r"cannot be rebuilt|is not what this sampler proposes"):
         study.search(study.plan(study.reopen(plan.folder, 12)), Silent())
+    as_run.write_text(text.replace("rescale: true", "").replace("method: dare_ties", "method: dare_linear"))
+    with pytest.raises(CheckpointError, match="cannot be rebuilt"):
+        study.search(study.plan(study.reopen(plan.folder)), Silent())
+    as_run.write_text(text.replace("climb: probability", "climb: margin", 1))
+    with pytest.raises(StudyError, match="was scored with another fitness"):
+        study.search(study.plan(study.reopen(plan.folder)), Silent())
+    as_run.write_text(text)
+    assert len(study.search(study.plan(study.reopen(plan.folder, 12)), Silent())) == 12
+
+
+def test_an_expert_that_changed_since_is_refused(
+    write_experiment: Callable[..., Path], family: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(family / "models", tmp_path / "models")
+    experts = {name: str(tmp_path / "models" / name) for name in ("ant", "bee")}
+    plan = begin(write_experiment(experts=experts, budget={"candidates": 6}))
+    study.search(plan, Silent())
+    shutil.copy(family / "models/bee/model.safetensors", tmp_path / "models/ant/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"experts\.ant: .* have changed since"):
+        study.plan(study.reopen(plan.folder, 12))
+
+
+def test_a_torn_generation_is_finished_under_a_document_budget(write_experiment: Callable[..., Path]) -> None:
+    plan = begin(write_experiment(budget={"documents": 300}))
+    whole = study.search(plan, Silent())
+    journal = plan.folder / records.JOURNAL
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-2]))
+    assert what_counts(study.search(plan, Silent())) == what_counts(whole)
+
+
+def test_a_study_in_which_every_candidate_fails_says_why(write_experiment: Callable[..., Path]) -> None:
+    plan = begin(write_experiment(budget={"candidates": 2}))
+    pool = InlinePool(plan.setup())
+    _failing(pool, lambda call: True)
+    study.Study(plan, pool, Silent()).run()
+    with pytest.raises(StudyError, match=r"(?s)all 2 candidates failed:.*not finite"):
+        study.search(plan, Silent())
 
 
 def _failing(pool: InlinePool, fails: Callable[[int], bool]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from evomerge import certify, config, export, records, report, space, study
+from evomerge import certify, config, export, records, report, study
 from evomerge.demo.experiment import write_experiment
 from evomerge.demo.family import train_family
 from evomerge.errors import StudyError
@@ -31,7 +31,9 @@ def run(folder: Path, candidates: int, err: Console, out: Console) -> dict[str, 
     with records.saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _train(folder, err)
-        path = write_experiment(folder, candidates)
+        path = folder / "experiment.yaml"
+        if not path.exists():  # it may have been edited
+            path = write_experiment(folder, candidates)
     err.print(f"2. a search for their best merge: {path}", markup=False)
     plan, trials = _search(path, candidates, err)
     winner = records.best(trials)
@@ -42,15 +44,14 @@ def run(folder: Path, candidates: int, err: Console, out: Console) -> dict[str, 
         err.print(f"{text} ...", style="dim", markup=False, highlight=False)
 
     err.print("3. the winner, its parents and the uniform average on documents that the search never saw")
-    recipe = space.decode(plan.experiment.space, plan.frame, winner.genome)
-    certificate = certify.run(plan, recipe, step)
+    certificate = certify.run(plan, study.recipe_of(plan, winner), step)
     err.print("4. the winner as an ordinary Hugging Face folder")
     target = folder / EXPORT
-    if target.exists():
+    if (target / "evomerge.json").is_file():  # of an earlier run
         shutil.rmtree(target)
     export.export_trial(plan, winner, target, step)
     out.print(report.certificate_table(certificate))
-    out.print(certificate.verdict, highlight=False)
+    out.print(certificate.verdict, highlight=False, soft_wrap=True)
     out.print(
         f"The winner, trial {winner.number} of {len(trials)}, is in {target}", highlight=False, soft_wrap=True
     )
@@ -87,8 +88,10 @@ def _search(path: Path, candidates: int, err: Console) -> tuple[study.Plan, list
         experiment = study.reopen(folder, candidates)
         plan = study.plan(experiment)
     else:
+        budget = experiment.budget.model_copy(update={"candidates": candidates})
+        experiment = experiment.model_copy(update={"budget": budget})
         plan = study.plan(experiment)
-        study.create(experiment)
+        study.create(plan.experiment)
     earlier = records.read_trials(folder) if (folder / records.JOURNAL).exists() else []
     with report.LiveView(err, plan.experiment.budget, earlier) as view:
         return plan, study.search(plan, view, view.message)
