@@ -243,7 +243,7 @@ def read_score(folder: Path, recipe: str, fitness: str) -> Score | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             rest = json.loads(stored["about"].tobytes())
             if rest["fitness"] != fitness:
                 return None
