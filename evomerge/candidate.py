@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from evomerge import checkpoints, plugins, statistics, tensors
+from evomerge import merger, plugins, tensors
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CandidateError, CheckpointError
 from evomerge.fitness import Entry, Fitness, Measured, check_metrics, measure
+from evomerge.inputs import Inputs
+from evomerge.loading import first_line, load_model, quiet
 from evomerge.merger import Compile, Merger
-from evomerge.recipe import Dtype, Recipe, Source
+from evomerge.recipe import Dtype, Recipe, Source, Vocabulary
 from evomerge.scoring import Report, Scorer
 
 Progress = Callable[[str], None]
@@ -30,10 +31,11 @@ class Setup:
 
     Attributes:
         base, experts: with their sha256 known.
-        cache: folder of the methods' tables.
+        cache: folder of the methods' tables and of the tensors that had to be made, see `inputs`.
         fitness, entries: the tasks to score: some of the fitness's entries. Without any, candidates can be built
             but not scored.
         hash_weights: whether each score carries the sha256 of the merged weights.
+        vocabulary: what to do where the experts' vocabularies differ.
     """
 
     base: Source
@@ -46,6 +48,7 @@ class Setup:
     fitness: Fitness | None = None
     entries: tuple[Entry, ...] = ()
     hash_weights: bool = True
+    vocabulary: Vocabulary | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Survey:
         base, experts: the sources, with the sha256 of their weights.
         layers: the model's number of layers.
         parameters: its number of parameters, tied ones once.
+        largest: the number of elements of its largest parameter.
         nbytes: bytes of all checkpoints together.
     """
 
@@ -83,110 +87,70 @@ class Survey:
     dtype: Dtype
     layers: int
     parameters: int
+    largest: int
     nbytes: int
     names: list[str] = field(repr=False)
 
 
 def survey(
-    base: Source, experts: Mapping[str, Source], dtype: str, progress: Progress = lambda text: None
+    base: Source,
+    experts: Mapping[str, Source],
+    dtype: str,
+    progress: Progress = lambda text: None,
+    vocabulary: Vocabulary | None = None,
 ) -> Survey:
-    """Opens the checkpoints, checks that they fit together, and hashes their weights.
+    """Opens the checkpoints, checks that they fit together and are finite, and hashes their weights.
 
     Args:
         dtype: `auto` takes the base's.
+        vocabulary: what to do where vocabularies differ; None refuses it.
 
     Raises:
         CheckpointError: a checkpoint is missing, damaged, or does not fit.
     """
-    opened, faults = {}, []
-    for name, source in (("", base), *experts.items()):
-        where = f"experts.{name}" if name else "base"
-        try:
-            opened[name] = Checkpoint(checkpoints.locate(source, where), where)
-        except CheckpointError as error:
-            faults.append(str(error))
-    if faults:
-        raise CheckpointError("\n".join(faults))
-    shapes = skeleton(opened[""].folder)
-    checkpoints.check_fit(opened[""], {name: opened[name] for name in experts}, shapes)
+    found = Inputs(base, experts, vocabulary)
+    if found.added:
+        found.tokenizer()  # refuses ids that it cannot give
     hashed = {}
     for name, source in (("", base), *experts.items()):
+        where = f"experts.{name}" if name else "base"
         progress(f"reading {source}")
-        if source.sha256 not in (None, opened[name].sha256):
+        found.check_contents(name)
+        if source.sha256 not in (None, found.sha256(name)):
             raise CheckpointError(
-                f"{opened[name].where}: {source} does not hold the weights that its sha256 stands for; they have "
-                "changed since"
+                f"{where}: {source} does not hold the weights that its sha256 stands for; they have changed since"
             )
-        hashed[name] = source.model_copy(update={"sha256": opened[name].sha256})
-    found = str(opened[""].dtype).removeprefix("torch.") if dtype == "auto" else dtype
-    if found not in ("float32", "bfloat16", "float16"):
-        raise CheckpointError(f"base: {base} is {found}; give dtype: float32, bfloat16 or float16")
+        hashed[name] = source.model_copy(update={"sha256": found.sha256(name)})
+    chosen = found.dtype if dtype == "auto" else dtype
+    if chosen not in ("float32", "bfloat16", "float16"):
+        raise CheckpointError(f"base: {base} is {chosen}; give dtype: float32, bfloat16 or float16")
     return Survey(
         base=hashed[""],
         experts={name: hashed[name] for name in experts},
-        dtype=found,  # type: ignore[arg-type]
-        layers=tensors.layer_count(tensors.places(shapes)),
-        parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
-        nbytes=sum(checkpoint.nbytes for checkpoint in opened.values()),
-        names=list(shapes),
+        dtype=chosen,  # type: ignore[arg-type]
+        layers=tensors.layer_count(tensors.places(found.shapes)),
+        parameters=sum(math.prod(shape) for shape in found.shapes.values()),
+        largest=max(math.prod(shape) for shape in found.shapes.values()),
+        nbytes=found.nbytes,
+        names=list(found.shapes),
     )
 
 
-def skeleton(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The parameters of a model folder, name -> shape, tied ones once. Allocates nothing.
+def open_inputs(
+    setup: Setup, progress: Progress = lambda text: None, *, whole: bool = False
+) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+    """The base and the experts of a setup, see `Inputs.open`.
 
     Raises:
-        CheckpointError: transformers does not know the model.
+        CheckpointError: one is missing, damaged, or does not fit.
     """
-    with _loading(folder), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return Inputs(setup.base, setup.experts, setup.vocabulary).open(Path(setup.cache), progress, whole=whole)
 
 
-def prepare(setup: Setup, method: str, names: Sequence[str], progress: Progress) -> None:
-    """Computes the tables that a method looks up, once for all workers."""
-    kinds = plugins.load("methods", method).TABLES
-    if not kinds:
-        return
-    base = _open(setup.base, "base")
-    for name, source in setup.experts.items():
-        expert = _open(source, f"experts.{name}")
-        for kind in sorted(kinds):
-            statistics.load(kind, base, expert, list(names), Path(setup.cache), progress)
-
-
-def _open(source: Source, where: str) -> Checkpoint:
-    return Checkpoint(checkpoints.locate(source, where), where, source.sha256)
-
-
-def load_model(folder: Path, dtype: str, device: str) -> Any:
-    """A model ready to be scored: in evaluation mode, without gradients.
-
-    Raises:
-        CheckpointError: transformers cannot load it.
-    """
-    with _loading(folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    return model.to(device).eval().requires_grad_(False)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """A model folder's tokenizer.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    with _loading(folder):
-        return AutoTokenizer.from_pretrained(folder)
-
-
-@contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Turns what transformers raises for a folder that it cannot read into one line."""
-    try:
-        yield
-    except Exception as error:  # a damaged config can make transformers raise anything
-        raise CheckpointError(f"transformers cannot open {folder}: {_first_line(error)}") from error
+def prepare(setup: Setup, recipes: Sequence[Recipe], names: Sequence[str], progress: Progress) -> None:
+    """Makes the inputs' tensors and computes the tables that recipes look up, once for all workers."""
+    base, experts = open_inputs(setup, progress, whole=True)
+    merger.prepare(base, experts, names, recipes, Path(setup.cache), progress)
 
 
 def open_scorer(model: Any, tokenizer: Any, fitness: Fitness | None, entries: Sequence[Entry]) -> Scorer | None:
@@ -211,6 +175,10 @@ def open_scorer(model: Any, tokenizer: Any, fitness: Fitness | None, entries: Se
 class Workbench:
     """One live model that candidates are merged into, and the tasks that score it.
 
+    Attributes:
+        folder: the base's.
+        added: the tokens that the tokenizer has besides the base's own -> their ids.
+
     Raises:
         CheckpointError: the checkpoints do not fit the model.
         ConfigError: a task cannot be built.
@@ -221,17 +189,12 @@ class Workbench:
         if setup.device == "cpu":
             torch.set_num_threads(setup.threads)
         self.setup = setup
-        base = _open(setup.base, "base")
-        self.folder = base.folder
-        self.model = load_model(base.folder, setup.dtype, setup.device)
-        self.tokenizer = load_tokenizer(base.folder)
-        self.merger = Merger(
-            self.model,
-            base,
-            {name: _open(source, f"experts.{name}") for name, source in setup.experts.items()},
-            Path(setup.cache),
-            setup.compiled,
-        )
+        found = Inputs(setup.base, setup.experts, setup.vocabulary)
+        base, experts = found.open(Path(setup.cache))
+        self.folder, self.added = found.folder, found.added
+        self.model = load_model(found.folder, setup.dtype, setup.device, found.rows)
+        self.tokenizer = found.tokenizer()
+        self.merger = Merger(self.model, base, experts, Path(setup.cache), setup.compiled)
         self.scorer = open_scorer(self.model, self.tokenizer, setup.fitness, setup.entries)
 
     def evaluate(self, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None = None) -> Score:
@@ -260,7 +223,7 @@ class Workbench:
                 seconds["scoring"] = time.perf_counter() - start
                 digest = self.merger.sha256() if self.setup.hash_weights else None
         except torch.OutOfMemoryError as error:
-            raise CandidateError(f"out of memory on {self.setup.device}: {_first_line(error)}") from error
+            raise CandidateError(f"out of memory on {self.setup.device}: {first_line(error)}") from error
         return Score(measured, report, self.scorer.expanded, seconds, digest)
 
     def build(self, recipe: Recipe) -> Any:
@@ -275,13 +238,3 @@ class Workbench:
             options = operator.Options.model_validate(step.options)
             seed = int(recipe.sha256[:12], 16) + position
             undo.callback(operator.apply(self.model, options, torch.Generator().manual_seed(seed)))
-
-
-def quiet() -> None:
-    """Silences the progress bars and notices of transformers, which would tear a live view."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

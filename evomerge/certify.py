@@ -101,6 +101,7 @@ def contestants(plan: Plan, winner: Recipe) -> dict[str, Recipe]:
         "dtype": frame.dtype,
         "layers": frame.layers,
         "seed": frame.seed,
+        "vocabulary": frame.vocabulary,
     }
 
     def recipe(method: str, weight: object) -> Recipe:

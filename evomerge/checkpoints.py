@@ -1,28 +1,38 @@
 """Opens checkpoints: safetensors only, memory-mapped, sharded or not; and checks that they fit together.
 
 Tensors are views of the mapped files: opening reads the headers alone, and all workers of a host share one
-copy in the page cache.
+copy in the page cache. Tensors that had to be made (see `inputs`) lie in an overlay, a safetensors file that covers
+those of the folder.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from evomerge import tensors
-from evomerge.errors import CheckpointError
+from evomerge.errors import CheckpointError, StudyError
 from evomerge.recipe import Source
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+_CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of unquantized weights
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def locate(source: Source, where: str) -> Path:
@@ -55,32 +65,41 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     Args:
         where: what names the checkpoint in a person's file, for messages.
         sha256: the hash of the weights if it is known already; else it is computed when asked for.
+        single: the folder's one weights file, if it is not to be looked for.
 
     Raises:
         CheckpointError: the folder holds no safetensors, or a file is missing or damaged.
     """
 
-    def __init__(self, folder: Path, where: str, sha256: str | None = None) -> None:
+    def __init__(self, folder: Path, where: str, sha256: str | None = None, single: str | None = None) -> None:
         self.folder = folder
         self.where = where
         self._sha256 = sha256
-        self._files: dict[str, Any] = {}
-        self._home: dict[str, str] = {}
+        self._home: dict[str, tuple[Path, Any]] = {}  # tensor -> its file, and the handle that reads it
         self._views: dict[str, torch.Tensor] = {}
-        for name in _shards(folder, where):
+        for name, listed in (_shards(folder, where) if single is None else {single: None}).items():
             path = folder / name
-            if not path.is_file():
-                raise CheckpointError(f"{where}: {path} is missing; copy the checkpoint again")
-            try:
-                handle = safe_open(path, framework="pt", device="cpu")
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{where}: {path} is damaged ({error}); copy it again") from error
-            self._files[name] = handle
-            self._home.update(dict.fromkeys(handle.keys(), name))  # type: ignore[no-untyped-call]
+            handle = _open(path, where)
+            held = list(handle.keys())
+            lost = sorted(set(listed or ()) - set(held))
+            if lost:
+                raise CheckpointError(
+                    f"{where}: {path} lacks {some(lost)}, which {folder / INDEX} says it holds; copy both again"
+                )
+            self._home.update(dict.fromkeys(held if listed is None else listed, (path, handle)))
+        if not self._home:
+            raise CheckpointError(f"{where}: {folder} holds no tensors; copy it again")
+
+    def covered(self, overlay: Path, folder: Path, where: str, sha256: str) -> Checkpoint:
+        """This checkpoint with an overlay's tensors over its own, under another name."""
+        found = Checkpoint(overlay.parent, where, sha256, overlay.name)
+        found.folder = folder
+        found._home = {**self._home, **found._home}
+        return found
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._views:
-            self._views[name] = self._files[self._home[name]].get_tensor(name)
+            self._views[name] = self._home[name][1].get_tensor(name)
         return self._views[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -89,10 +108,23 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._home)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._home
+
+    def file(self, name: str) -> Path:
+        """The file that a tensor lies in."""
+        return self._home[name][0]
+
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Each tensor's shape, from the headers."""
-        return {name: tuple(self._files[home].get_slice(name).get_shape()) for name, home in self._home.items()}
+        return {name: tuple(handle.get_slice(name).get_shape()) for name, (_, handle) in self._home.items()}
+
+    @cached_property
+    def dtypes(self) -> dict[str, str]:
+        """Each tensor's dtype, from the headers: torch's name of it, or the file's if it is no ordinary float."""
+        codes = {name: handle.get_slice(name).get_dtype() for name, (_, handle) in self._home.items()}
+        return {name: _CODES.get(code, code) for name, code in codes.items()}
 
     @property
     def sha256(self) -> str:
@@ -102,14 +134,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return self._sha256
 
     @cached_property
-    def dtype(self) -> torch.dtype:
-        """The dtype that most of the elements have."""
-        sizes: dict[torch.dtype, int] = {}
-        for name in self:
-            tensor = self[name]
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
-        if not sizes:
-            raise CheckpointError(f"{self.where}: {self.folder} holds no tensors; copy it again")
+    def dtype(self) -> str:
+        """The dtype that most of the elements have, see `dtypes`."""
+        sizes: dict[str, int] = {}
+        for name, dtype in self.dtypes.items():
+            sizes[dtype] = sizes.get(dtype, 0) + math.prod(self.shapes[name])
         return max(sizes, key=lambda dtype: sizes[dtype])
 
     @property
@@ -118,19 +147,32 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return sum(self[name].nbytes for name in self)
 
 
-def _shards(folder: Path, where: str) -> list[str]:
+def _open(path: Path, where: str) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{where}: {path} is missing; copy the checkpoint again")
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{where}: {path} is damaged ({error}); copy it again") from error
+
+
+def _shards(folder: Path, where: str) -> dict[str, list[str] | None]:
+    """The files of a folder's weights -> the tensors that its index sees in them; None without an index."""
     if (folder / INDEX).is_file():
+        shards: dict[str, list[str]] = {}
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            return sorted({str(name) for name in index["weight_map"].values()})
+            for tensor, name in index["weight_map"].items():
+                shards.setdefault(str(name), []).append(tensor)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{where}: {folder / INDEX} is damaged; copy it again") from error
+        return dict(shards)
     if (folder / SINGLE).is_file():
-        return [SINGLE]
+        return {SINGLE: None}
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{where}: {folder} is a LoRA adapter; merge it into its base first (peft: merge_and_unload) "
-            "and give that folder"
+            f"{where}: {folder} is a LoRA adapter, which can be an expert but not stand alone; "
+            "`evomerge merge` makes a model of it and its base"
         )
     if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
         raise CheckpointError(
@@ -140,40 +182,189 @@ def _shards(folder: Path, where: str) -> list[str]:
     raise CheckpointError(f"{where}: {folder} has no {SINGLE}; is it a model folder?")
 
 
-def check_fit(base: Checkpoint, experts: Mapping[str, Checkpoint], wanted: Mapping[str, tuple[int, ...]]) -> None:
+class Described(Protocol):
+    """What the headers of a checkpoint say, or will say once its overlay is made."""
+
+    where: str
+    folder: Path
+
+    @property
+    def shapes(self) -> Shapes:
+        """Each tensor's shape."""
+
+    @property
+    def dtypes(self) -> Mapping[str, str]:
+        """Each tensor's dtype, see `Checkpoint.dtypes`."""
+
+    def file(self, name: str) -> Path:
+        """Where a tensor comes from."""
+
+
+def check_fit(
+    base: Described, experts: Mapping[str, Described], wanted: Shapes, rows: Collection[str] = ()
+) -> None:
     """Checks that every checkpoint has the tensors that the live model wants, in its shapes.
 
     Args:
         wanted: the live model's parameters, name -> shape.
+        rows: those of them that have one row for each token of the vocabulary.
 
     Raises:
         CheckpointError: naming the checkpoints and the tensors, all of them at once.
     """
     faults = []
     for checkpoint in (base, *experts.values()):
-        missing = [name for name in wanted if name not in checkpoint]
-        if missing:
+        where, folder = checkpoint.where, checkpoint.folder
+        if missing := [name for name in wanted if name not in checkpoint.shapes]:
             faults.append(
-                f"{checkpoint.where}: {checkpoint.folder} lacks {_some(missing)}; all models must be fine-tuned "
+                f"{where}: {folder} lacks {some(missing)}; all models must be fine-tuned "
                 "from one base and saved under the same tensor names"
             )
         for name, shape in wanted.items():
-            if name in checkpoint and checkpoint.shapes[name] != tuple(shape):
-                faults.append(
-                    f"{checkpoint.where}: {name} has shape {list(checkpoint.shapes[name])} in {checkpoint.folder}, "
-                    f"but the base's is {list(shape)}; merge models of one architecture and vocabulary"
-                )
-                break
-            if name in checkpoint and not checkpoint[name].is_floating_point():
-                faults.append(
-                    f"{checkpoint.where}: {name} is {checkpoint[name].dtype} in {checkpoint.folder}: a quantized "
-                    "checkpoint; give the float16, bfloat16 or float32 one"
-                )
+            if name in checkpoint.shapes and (
+                fault := _fault(checkpoint, name, tuple(shape), rows, of_base=checkpoint is base)
+            ):
+                faults.append(f"{where}: {name} {fault}")
                 break
     if faults:
         raise CheckpointError("\n".join(faults))
 
 
-def _some(names: list[str]) -> str:
+def _fault(
+    checkpoint: Described, name: str, shape: tuple[int, ...], rows: Collection[str], *, of_base: bool
+) -> str | None:
+    """What keeps a tensor from standing in for the live model's of that shape."""
+    found, file = checkpoint.shapes[name], checkpoint.file(name)
+    if checkpoint.dtypes[name] not in _CODES.values():
+        return (
+            f"is {checkpoint.dtypes[name]} in {file}: a quantized checkpoint; give the float16, bfloat16 or "
+            "float32 one"
+        )
+    if found != shape and of_base:
+        return f"has shape {list(found)} in {file}, but its config.json asks for {list(shape)}; copy both again"
+    if name in rows and found != shape and found[1:] == shape[1:]:
+        return (
+            f"has {found[0]} rows in {file}, but the base's has {shape[0]}: their vocabularies differ; give "
+            "`vocabulary: base` or `vocabulary: union`, which match rows by token"
+        )
+    if found != shape:
+        return (
+            f"has shape {list(found)} in {file}, but the base's is {list(shape)}; merge models of one architecture"
+        )
+    return None
+
+
+def check_finite(checkpoint: Checkpoint, names: Collection[str]) -> None:
+    """Checks that no tensor has a NaN or an infinity. Reads every byte once.
+
+    Raises:
+        CheckpointError: naming the first that has one, and its file.
+    """
+    for name in names:
+        if not is_finite(checkpoint[name]):
+            raise CheckpointError(
+                f"{checkpoint.where}: {name} has values that are not finite in {checkpoint.file(name)}; copy it "
+                "again, or give another checkpoint"
+            )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)  # one pass without a copy; a NaN shows in both
+    return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+# --- overlays ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor to be made, of a dtype and shape that are known before."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], torch.Tensor]
+
+
+def is_overlay(path: Path, *, whole: bool) -> bool:
+    """Whether an overlay is there and sound.
+
+    Args:
+        whole: whether to read every byte and compare with its checksum; else header and length count alone.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as opened:
+            kept = (opened.metadata() or {}).get("sha256")
+        if not whole:
+            return True
+        with path.open("rb") as file:
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+            return hashlib.file_digest(file, "sha256").hexdigest() == kept
+    except (SafetensorError, OSError):
+        return False
+
+
+def write_overlay(path: Path, made: Mapping[str, Made], where: str) -> None:
+    """Writes an overlay one tensor after the other, aside, and renames it when it is complete.
+
+    Raises:
+        CheckpointError: a tensor comes out with values that are not finite.
+        StudyError: the folder cannot be written to.
+    """
+    # Wide elements first, so that each tensor is aligned.
+    names = sorted(made, key=lambda name: (-made[name].dtype.itemsize, name))
+    codes = {getattr(torch, dtype): code for code, dtype in _CODES.items()}
+    header: dict[str, Any] = {"__metadata__": {"sha256": "0" * 64}}
+    end = 0
+    for name in names:
+        dtype, shape = made[name].dtype, made[name].shape
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    digest = hashlib.sha256()
+    try:
+        with _writing(path), aside.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                tensor = made[name].make()
+                if not is_finite(tensor):
+                    raise CheckpointError(f"{where}: {name} is not finite once it is made for the base's model")
+                data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+                digest.update(data)
+                file.write(data)
+            file.seek(8 + text.index(b"0" * 64))
+            file.write(digest.hexdigest().encode())
+            aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise StudyError(
+            f"{path} cannot be written: {error.strerror or error}; it holds converted weights"
+        ) from error
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Holds a file's lock, so that of several workers one makes it."""
+    with _writing(path):
+        lock = path.with_suffix(".lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def some(names: list[str]) -> str:
+    """The first few of many names."""
     shown = ", ".join(names[:3])
     return shown + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")

@@ -201,10 +201,10 @@ def export(
 
 @command
 def merge(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(help="A recipe file, or mergekit's.", show_default=False)],
     output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
 ) -> None:
-    """Build one model from a recipe, without a search."""
+    """Build one model from a recipe or a mergekit configuration, without a search."""
     from evomerge import export as exporting
 
     _refuse_existing(output)
@@ -246,14 +246,17 @@ def check(
 
     loaded = config.load(experiment)
     plan = study.plan(loaded, _step)
-    if loaded.workers.address is None:
-        scorecard.check_workers(loaded.workers)
+    # Of a cluster's machines nothing is known here.
+    machine = scorecard.check_workers(plan) if loaded.workers.address is None else {}
     _step("building the tasks")
     documents = scorecard.check_tasks(plan)
+    found = {**report.plan_json(plan), **machine}
     if as_json:
-        _print_json({**report.plan_json(plan), "documents": documents})
+        _print_json({**found, "documents": documents})
         return
-    out.print(report.plan_table(plan))
+    out.print(report.plan_table(found))
+    if not machine.get("fits", True):
+        err.print("the checkpoints do not fit in this machine's free memory: merges will read from disk")
     for task, count in documents.items():
         out.print(f"  {task}: {count:,} documents", highlight=False)
     out.print("nothing is wrong with it", style="green")

@@ -12,7 +12,16 @@ from evomerge import catalog, plugins
 from evomerge.errors import ConfigError, suggest
 from evomerge.fitness import Fitness
 from evomerge.merger import Compile
-from evomerge.recipe import Dtype, OperatorStep, SourceField, Strict, faults_of, name_faults, relocate
+from evomerge.recipe import (
+    Dtype,
+    OperatorStep,
+    SourceField,
+    Strict,
+    Vocabulary,
+    faults_of,
+    name_faults,
+    relocate,
+)
 from evomerge.space import SearchSpace
 
 Auto = Literal["auto"]
@@ -97,6 +106,7 @@ class Experiment(Strict):
     seed: int = Field(default=0, ge=0, lt=2**31)
     workers: Workers = Workers()
     dtype: Auto | Dtype = "auto"
+    vocabulary: Vocabulary | None = None
     compile: Compile = "auto"
     operators: tuple[OperatorStep, ...] = ()
     study: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from evomerge import __version__, candidate, catalog, mergekit_yaml, records, te
 from evomerge import recipe as recipes
 from evomerge.candidate import Progress, Setup, Survey, Workbench
 from evomerge.certify import CERTIFICATE, p_text
-from evomerge.checkpoints import locate
 from evomerge.errors import CandidateError, ConfigError, StudyError
-from evomerge.recipe import Recipe, SourceField, Strict
+from evomerge.loading import load_model, load_tokenizer
+from evomerge.recipe import Recipe, SourceField, Strict, Vocabulary
 from evomerge.records import Trial
 from evomerge.study import Plan, recipe_of
 
@@ -84,27 +83,44 @@ def export_recipe(path: Path, out: Path, progress: Progress) -> Path:
 class _Models(Strict):
     base: SourceField
     experts: dict[str, SourceField]
+    vocabulary: Vocabulary | None = None
 
 
 def read_recipe(path: Path, progress: Progress) -> tuple[Recipe, Survey]:
-    """A recipe file with its checkpoints opened; `layers` and `dtype` may be left to the base.
+    """A recipe file, or mergekit's, with its checkpoints opened; `layers` and `dtype` may be left to the base.
 
     Raises:
         ConfigError, CheckpointError: as `export_recipe`.
     """
     data = catalog.read_yaml(path)
+    if mergekit_yaml.is_one(data):
+        return _read_mergekit(path, data, progress)
     try:
-        models = _Models.model_validate({key: data[key] for key in ("base", "experts") if key in data})
+        models = _Models.model_validate({key: data[key] for key in _Models.model_fields if key in data})
     except ValidationError as error:
         raise ConfigError(str(path), recipes.faults_of(error)) from error
     folder = path.resolve().parent
     experts = {name: recipes.relocate(source, folder) for name, source in models.experts.items()}
     survey = candidate.survey(
-        recipes.relocate(models.base, folder), experts, str(data.get("dtype", "auto")), progress
+        recipes.relocate(models.base, folder),
+        experts,
+        str(data.get("dtype", "auto")),
+        progress,
+        models.vocabulary,
     )
     recipe = recipes.read(path, layers=survey.layers, dtype=survey.dtype)
     if recipe.layers != survey.layers:
         raise ConfigError(str(path), [f"layers: is {recipe.layers}, but the base has {survey.layers}"])
+    return recipe.model_copy(update={"base": survey.base, "experts": dict(sorted(survey.experts.items()))}), survey
+
+
+def _read_mergekit(path: Path, data: dict[str, Any], progress: Progress) -> tuple[Recipe, Survey]:
+    """A mergekit configuration as `read_recipe` gives it. Its paths are relative to the working directory."""
+    config = mergekit_yaml.read(str(path), data)
+    base = recipes.relocate(config.base, Path.cwd())
+    experts = {name: recipes.relocate(source, Path.cwd()) for name, source in config.experts.items()}
+    survey = candidate.survey(base, experts, config.dtype or "auto", progress, config.vocabulary)
+    recipe = config.recipe(survey.names, survey.dtype)
     return recipe.model_copy(update={"base": survey.base, "experts": dict(sorted(survey.experts.items()))}), survey
 
 
@@ -124,9 +140,17 @@ def _write(
     aside = out.parent / f".{out.name}.writing"
     shutil.rmtree(aside, ignore_errors=True)
     progress("merging")
-    setup = Setup(base=survey.base, experts=survey.experts, dtype=recipe.dtype, cache=str(cache))
-    setup = replace(setup, threads=max(1, torch.get_num_threads()))
-    model = Workbench(setup).build(recipe)
+    setup = Setup(
+        base=survey.base,
+        experts=survey.experts,
+        dtype=recipe.dtype,
+        cache=str(cache),
+        threads=max(1, torch.get_num_threads()),
+        vocabulary=recipe.vocabulary,
+    )
+    candidate.open_inputs(setup, progress, whole=True)
+    bench = Workbench(setup)
+    model = bench.build(recipe)
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise CandidateError(
@@ -144,29 +168,37 @@ def _write(
         # The base's own generation config is copied below; transformers refuses to save some that it loads.
         model.generation_config = GenerationConfig()
         model.save_pretrained(aside, max_shard_size=_SHARD)
-        base = locate(survey.base, "base")
-        for pattern in (*_TOKENIZER, "generation_config.json"):
-            for file in base.glob(pattern):
-                if file.is_file():
-                    shutil.copy(file, aside / file.name)
+        _copy(bench.folder, aside, "generation_config.json", *(() if bench.added else _TOKENIZER))
+        if bench.added:
+            bench.tokenizer.save_pretrained(aside)
         (aside / "recipe.yaml").write_text(recipes.to_yaml(recipe), encoding="utf-8")
         mergekit = mergekit_yaml.write(recipe, survey.names)
         if mergekit is not None:
             (aside / "mergekit.yaml").write_text(mergekit, encoding="utf-8")
         about = {"recipe": recipe.sha256, "weights_sha256": digest, "scores": scores, "certificate": certificate}
         (aside / "evomerge.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        model_card(recipe, digest, scores, certificate).save(aside / "README.md")
+        card = model_card(recipe, digest, scores, certificate, mergekit=mergekit is not None)
+        card.save(aside / "README.md")
     progress("loading it again to compare")
-    reloaded = weights_sha256(candidate.load_model(aside, recipe.dtype, "cpu"))
+    reloaded = weights_sha256(load_model(aside, recipe.dtype, "cpu"))
     if reloaded != digest:
         raise StudyError(
             f"{aside}: the folder loads as {reloaded[:12]} and not as {digest[:12]}; please report this"
         )
+    if bench.added and load_tokenizer(aside).get_vocab() != bench.tokenizer.get_vocab():
+        raise StudyError(f"{aside}: the tokenizer does not load as it was written; please report this")
     with records.saving(out):
         if out.exists():
             out.rmdir()
         aside.replace(out)
     return out
+
+
+def _copy(folder: Path, out: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            if file.is_file():
+                shutil.copy(file, out / file.name)
 
 
 def weights_sha256(model: Any) -> str:
@@ -179,9 +211,18 @@ def _scores(trial: Trial) -> dict[str, Any]:
 
 
 def model_card(
-    recipe: Recipe, digest: str, scores: dict[str, Any] | None, certificate: dict[str, Any] | None
+    recipe: Recipe,
+    digest: str,
+    scores: dict[str, Any] | None,
+    certificate: dict[str, Any] | None,
+    *,
+    mergekit: bool,
 ) -> ModelCard:
-    """The folder's README.md: what it is, how it was made, what it scores."""
+    """The folder's README.md: what it is, how it was made, what it scores.
+
+    Args:
+        mergekit: whether the folder has a mergekit.yaml.
+    """
     models = [recipe.base, *recipe.experts.values()]
     hub = [source.model for source in models if not Path(source.model).is_absolute()]
     data = ModelCardData(
@@ -207,9 +248,9 @@ def model_card(
         f"Recipe `{recipe.sha256}`, weights `{digest}`. `evomerge merge recipe.yaml OUT` builds the same bits.",
         f"```yaml\n{_portable(recipe)}```",
     ]
-    if recipe.method in mergekit_yaml.SUPPORTED:
+    if mergekit:
         parts.append(
-            "`mergekit.yaml` is the nearest configuration for mergekit. It draws other DARE masks and breaks ties "
+            "`mergekit.yaml` is the nearest configuration for mergekit. It draws other masks and breaks ties "
             "in magnitude otherwise, so its weights differ for the methods that drop elements."
         )
     return ModelCard("\n\n".join(parts) + "\n")

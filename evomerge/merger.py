@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
-from evomerge import checkpoints, kernels, plugins, statistics, tensors
+from evomerge import checkpoints, kernels, plugins, tensors
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CandidateError
 from evomerge.methods import TensorInputs
 from evomerge.recipe import Recipe
+from evomerge.residency import Kind, open_source
+from evomerge.statistics import Progress, Statistics
+from evomerge.tensors import Place
 
 Compile = Literal["auto", "always", "never"]
 
 # Compiling costs seconds once per worker and saves about a second per 15 million parameters and candidate.
 WORTH_COMPILING = 20_000_000
-
-_GPU_RESERVE = 0.2  # of a GPU's memory that resident checkpoints leave to activations
 
 
 class Merger:
@@ -31,6 +32,7 @@ class Merger:
         base, experts: opened checkpoints; the experts by name.
         cache: the folder of the tables that methods look up.
         compiled: whether to run fused passes; `auto` does for models that are worth it.
+        residency: where base and experts lie; `auto` plans it.
 
     Raises:
         CheckpointError: the checkpoints do not fit the model.
@@ -43,17 +45,17 @@ class Merger:
         experts: Mapping[str, Checkpoint],
         cache: Path,
         compiled: Compile = "auto",
-        progress: statistics.Progress = lambda text: None,
+        progress: Progress = lambda text: None,
+        residency: Literal["auto"] | Kind = "auto",
     ) -> None:
         self._parameters = dict(model.named_parameters())  # tied ones once
         shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
         checkpoints.check_fit(base, experts, shapes)
         self.places = tensors.places(self._parameters)
         self.layers = tensors.layer_count(self.places)
-        self._base, self._experts = base, dict(experts)
-        self._cache, self._progress = cache, progress
-        self._tables: dict[tuple[str, str], statistics.Statistics] = {}
-        self._resident: dict[tuple[str, str], torch.Tensor] = {}
+        self.base, self.experts = base, dict(experts)
+        self._statistics = Statistics(base, experts, list(self._parameters), cache, progress)
+        self._source = open_source(residency, base, self.experts, list(self._parameters), self.device)
         self.compiled = self._decide(compiled)
 
     def _decide(self, compiled: Compile) -> bool:
@@ -73,62 +75,54 @@ class Merger:
         Raises:
             CandidateError: the recipe is for another model or other experts.
         """
-        if unknown := sorted(set(recipe.experts) - set(self._experts)):
+        if unknown := sorted(set(recipe.experts) - set(self.experts)):
             raise CandidateError(f"the recipe merges {', '.join(unknown)}, which is not open here")
         if recipe.layers != self.layers:
             raise CandidateError(f"the recipe is for {recipe.layers} layers, but the model has {self.layers}")
-        method = plugins.load("methods", recipe.method)
-        for name, parameter in self._parameters.items():
-            inputs = self._inputs(method.TABLES, recipe, name)
-            kernels.run(
-                method,
-                recipe.options,
-                parameter.data,
-                self._tensor("", self._base, name),
-                [self._tensor(expert, self._experts[expert], name) for expert in recipe.experts],
-                method.scalars(inputs),
-                compiled=self.compiled,
-            )
+        methods = [plugins.load("methods", recipe.method_at(place)) for place in self.places.values()]
+        inputs = [_inputs(recipe, place, self._statistics) for place in self.places.values()]
+        scalars = [method.scalars(one) for method, one in zip(methods, inputs, strict=True)]
+        given = kernels.arguments(scalars, self.device)
+        streamed = self._source.stream(self._parameters, list(recipe.experts))
+        for k, (parameter, (base, experts)) in enumerate(zip(self._parameters.values(), streamed, strict=True)):
+            options = inputs[k].options
+            kernels.merge(methods[k], options, parameter.data, base, experts, given[k], compiled=self.compiled)
 
     def sha256(self) -> str:
         """The hash of the live model's weights."""
         return tensors.sha256({name: parameter.data for name, parameter in self._parameters.items()})
 
-    def _inputs(self, kinds: frozenset[str], recipe: Recipe, name: str) -> TensorInputs:
-        experts = tuple(recipe.experts)
-        cosines = {}
-        if "cosine" in kinds:
-            cosines = {expert: self._table("cosine", expert).cosine(name) for expert in experts}
 
-        def threshold(expert: str, density: float) -> float:
-            return self._table("magnitude", expert).threshold(name, density)
+def _inputs(recipe: Recipe, place: Place, statistics: Statistics) -> TensorInputs:
+    return TensorInputs(
+        name=place.name,
+        experts=tuple(recipe.experts),
+        values=recipe.coefficients(place),
+        options=recipe.options[recipe.method_at(place)],
+        seed=recipe.seed,
+        table=lambda kind, experts: statistics.table(kind, experts, place.name),
+    )
 
-        return TensorInputs(
-            name=name,
-            experts=experts,
-            values=recipe.coefficients(self.places[name]),
-            options=recipe.options,
-            seed=recipe.seed,
-            threshold=threshold if "magnitude" in kinds else None,
-            cosine=cosines,
-        )
 
-    def _table(self, kind: str, expert: str) -> statistics.Statistics:
-        if (kind, expert) not in self._tables:
-            self._tables[kind, expert] = statistics.load(
-                kind, self._base, self._experts[expert], list(self._parameters), self._cache, self._progress
-            )
-        return self._tables[kind, expert]
+def prepare(
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    names: Iterable[str],
+    recipes: Iterable[Recipe],
+    cache: Path,
+    progress: Progress,
+) -> None:
+    """Computes the tables that recipes look up, once for all workers.
 
-    def _tensor(self, key: str, checkpoint: Checkpoint, name: str) -> torch.Tensor:
-        """A checkpoint's tensor on the model's device: mapped on CPU; on GPU kept there while there is room."""
-        tensor = checkpoint[name]
-        if self.device.type == "cpu":
-            return tensor
-        if (key, name) in self._resident:
-            return self._resident[key, name]
-        moved = tensor.to(self.device, non_blocking=True)
-        free, total = torch.cuda.mem_get_info(self.device)
-        if free > _GPU_RESERVE * total:
-            self._resident[key, name] = moved
-        return moved
+    Args:
+        names: the live model's parameters.
+
+    Raises:
+        CheckpointError: a tensor has values that are not finite.
+        StudyError: the cache cannot be written.
+    """
+    places = tensors.places(names)
+    statistics = Statistics(base, experts, list(places), cache, progress)
+    for recipe in recipes:
+        for place in places.values():
+            plugins.load("methods", recipe.method_at(place)).scalars(_inputs(recipe, place, statistics))

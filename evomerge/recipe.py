@@ -15,8 +15,9 @@ parameters:
 options: {rescale: true}
 ```
 
-A parameter is a number, a list with one number for each layer, or a mapping from experts or module groups
-(`*` for all other groups) to such values.
+A parameter is a number, a list with one number for each layer, or a mapping from experts, module groups or tensor
+patterns (`*q_proj*`; the first that matches wins, then the module group, then `*` for all else) to such values.
+`method` may be a mapping from module groups or patterns to methods in the same way.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,12 +43,12 @@ from pydantic import (
 
 from evomerge import catalog, plugins
 from evomerge.errors import ConfigError, suggest
-from evomerge.tensors import MODULES, Place
+from evomerge.tensors import MODULES, Place, is_pattern, key_of
 
 ANY = "*"  # all module groups that are not named
 
 Values = float | list[float]
-# Canonical form of one parameter: module group or ANY -> expert, or "" for all experts together -> values.
+# Canonical form of one parameter: pattern, module group or ANY -> expert, or "" for all experts together -> values.
 Table = dict[str, dict[str, Values]]
 
 
@@ -83,6 +85,7 @@ def parse_source(value: Any) -> Any:
 
 SourceField = Annotated[Source, BeforeValidator(parse_source)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Vocabulary = Literal["base", "union"]
 
 
 class OperatorStep(Strict):
@@ -93,15 +96,24 @@ class OperatorStep(Strict):
 
 
 class Recipe(Strict):
-    """Everything needed to build a candidate. Equal content gives an equal `sha256`."""
+    """Everything needed to build a candidate. Equal content gives an equal `sha256`.
 
-    method: str
+    Attributes:
+        method: a method, or methods by module group or tensor pattern, with ANY for all else.
+        options: method -> all its options.
+        parameters: parameter -> its table; the rows of tensor patterns stand first, in the order in which they are
+            tried, then those of module groups, then ANY.
+        vocabulary: what to do where an expert's vocabulary differs: see `evomerge.inputs`.
+    """
+
+    method: str | dict[str, str]
     base: SourceField
     experts: dict[str, SourceField]
     dtype: Dtype
     layers: int = Field(ge=1)
     seed: int = 0
-    options: dict[str, bool] = Field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
+    options: dict[str, dict[str, bool]] = Field(default_factory=dict)
     parameters: dict[str, Table]
     operators: tuple[OperatorStep, ...] = ()
 
@@ -114,26 +126,40 @@ class Recipe(Strict):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or not isinstance(data.get("method"), str):
+        if not isinstance(data, Mapping) or not isinstance(data.get("method"), str | Mapping):
             return data
         return _normalized(dict(data))
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods it uses, each once."""
+        return [self.method] if isinstance(self.method, str) else sorted(set(self.method.values()))
 
     @cached_property
     def sha256(self) -> str:
         """The recipe's hash, over canonical JSON. Checkpoints count by content, not by path."""
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json", exclude_none=True)
         content["base"] = self.base.identity()
         content["experts"] = {name: source.identity() for name, source in self.experts.items()}
+        # Lists, for the order of patterns counts.
+        content["parameters"] = {name: list(table.items()) for name, table in self.parameters.items()}
+        if isinstance(self.method, dict):
+            content["method"] = list(self.method.items())
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def method_at(self, place: Place) -> str:
+        """The method of a tensor at `place`."""
+        if isinstance(self.method, str):
+            return self.method
+        return self.method[key_of(self.method, place) or ANY]
+
     def coefficients(self, place: Place) -> dict[str, tuple[float, ...]]:
         """Each parameter's values for a tensor at `place`: (K,) if per expert, else (1,)."""
-        module = plugins.load("methods", self.method)
         found = {}
-        for parameter in module.PARAMETERS:
+        for parameter in plugins.load("methods", self.method_at(place)).PARAMETERS:
             table = self.parameters[parameter.name]
-            row = table.get(place.module, table[ANY])
+            row = table[key_of(table, place) or ANY]
             keys = self.experts if parameter.per_expert else ("",)
             found[parameter.name] = tuple(_at(row[key], place.layer) for key in keys)
         return found
@@ -152,57 +178,143 @@ def _normalized(data: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: with all faults of method, options and parameters, one a line.
     """
-    name = data["method"]
-    if name not in plugins.names("methods"):
-        raise ValueError(f"method: unknown method {name!r}.{suggest(name, plugins.names('methods'))}")
-    method = plugins.load("methods", name)
-    experts = sorted(data["experts"]) if isinstance(data.get("experts"), Mapping) else []
-    layers = data.get("layers")
-    faults: list[str] = []
-    faults += _expert_faults(name, method.EXPERTS, experts)
-    options = data.get("options") or {}
-    parameters = data.get("parameters") or {}
-    for kind, given, known in (
-        ("options", options, set(method.OPTIONS)),
-        ("parameters", parameters, {parameter.name for parameter in method.PARAMETERS}),
-    ):
-        if not isinstance(given, Mapping):
-            raise ValueError(f"{kind}: must be a mapping")
-        for key in given:
-            if key not in known:
-                faults.append(f"{kind}.{key}: {name} has no such key.{suggest(str(key), known)}")
-    tables = {}
-    for parameter in method.PARAMETERS:
-        value = parameters.get(parameter.name, parameter.default)
-        path = f"parameters.{parameter.name}"
-        if value is None:
-            faults.append(f"{path}: {name} needs it")
-            continue
-        table, wrong = _table(value, path, parameter, experts, layers)
-        tables[parameter.name] = table
-        faults += wrong
+    method, faults = _methods(data["method"])
     if faults:
         raise ValueError("\n".join(faults))
-    return {**data, "options": {**method.OPTIONS, **options}, "parameters": tables}
+    names = [method] if isinstance(method, str) else sorted(set(method.values()))
+    experts = sorted(data["experts"]) if isinstance(data.get("experts"), Mapping) else []
+    for name in names:
+        faults += expert_faults(name, len(experts))
+    faults += name_faults(experts)
+    options, wrong = _options(data.get("options") or {}, names)
+    faults += wrong
+    tables, wrong = _parameters(data.get("parameters") or {}, names, experts, data.get("layers"))
+    faults += wrong
+    if faults:
+        raise ValueError("\n".join(faults))
+    return {**data, "method": method, "options": options, "parameters": tables}
+
+
+def _methods(given: str | Mapping[str, Any]) -> tuple[str | dict[str, str], list[str]]:
+    """The method, or the methods by module group and pattern in canonical order, and the faults."""
+    rows = {ANY: given} if isinstance(given, str) else dict(given)
+    faults = []
+    for key, name in rows.items():
+        where = "method" if isinstance(given, str) else f"method.{key}"
+        if not (key in (*MODULES, ANY) or is_pattern(str(key))):
+            faults.append(f"{where}: is no module group and no tensor pattern.{suggest(str(key), [*MODULES, ANY])}")
+        if name not in plugins.names("methods"):
+            faults.append(f"{where}: unknown method {name!r}.{suggest(str(name), plugins.names('methods'))}")
+    if ANY not in rows:
+        faults.append('method: has none for all other tensors; give method."*"')
+    if faults:
+        return "", faults
+    ordered = _ordered(rows)
+    if set(ordered.values()) == {ordered[ANY]}:
+        return ordered[ANY], []
+    rest = ordered[ANY]
+    return {key: name for key, name in ordered.items() if key == ANY or is_pattern(key) or name != rest}, []
+
+
+def _ordered(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Patterns in their order, then module groups in that of MODULES, then ANY."""
+    patterns = [key for key in rows if is_pattern(key)]
+    return {key: rows[key] for key in (*patterns, *MODULES, ANY) if key in rows}
+
+
+def _options(given: Any, methods: list[str]) -> tuple[dict[str, dict[str, bool]], list[str]]:
+    """All options of each method. `given` is option -> bool for all methods that have it, method -> options, or
+    both; what names a method wins."""
+    known = {name: dict(plugins.load("methods", name).OPTIONS) for name in methods}
+    if not isinstance(given, Mapping):
+        return {}, ["options: must be a mapping"]
+    faults = []
+    everywhere = {key: value for key, value in given.items() if key not in methods}
+    for key in everywhere:
+        if not any(key in options for options in known.values()):
+            names = {option for options in known.values() for option in options}
+            faults.append(f"options.{key}: {' and '.join(methods)} has no such key.{suggest(str(key), names)}")
+    found = {}
+    for name, defaults in known.items():
+        own = given.get(name) or {}
+        if not isinstance(own, Mapping):
+            faults.append(f"options.{name}: must be a mapping of {name}'s options")
+            continue
+        faults += [
+            f"options.{name}.{key}: {name} has no such key.{suggest(str(key), defaults)}"
+            for key in own
+            if key not in defaults
+        ]
+        found[name] = {**defaults, **{key: value for key, value in everywhere.items() if key in defaults}, **own}
+    return found, faults
+
+
+def _parameters(
+    given: Any, methods: list[str], experts: list[str], layers: int | None
+) -> tuple[dict[str, Table], list[str]]:
+    """The canonical tables of all parameters that the methods have, and the faults."""
+    if not isinstance(given, Mapping):
+        return {}, ["parameters: must be a mapping"]
+    wanted, faults = shared_parameters(methods)
+    faults += [
+        f"parameters.{key}: {' and '.join(methods)} has no such key.{suggest(str(key), wanted)}"
+        for key in given
+        if key not in wanted
+    ]
+    tables = {}
+    for name, parameter in wanted.items():
+        value = given.get(name, parameter.default)
+        if value is None:
+            faults.append(f"parameters.{name}: {' and '.join(methods)} needs it")
+            continue
+        tables[name], wrong = _table(value, f"parameters.{name}", parameter, experts, layers)
+        faults += wrong
+    return tables, faults
+
+
+def shared_parameters(methods: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """Parameter name -> `methods.Parameter`, of all these methods together, and the faults.
+
+    A parameter that several methods have takes the tightest bounds, and the default that all of them share.
+    """
+    found: dict[str, Any] = {}
+    faults = []
+    for method in methods:
+        for parameter in plugins.load("methods", method).PARAMETERS:
+            other = found.setdefault(parameter.name, parameter)
+            if other.per_expert != parameter.per_expert:
+                faults.append(
+                    f"method: {method} and another one mean different things by {parameter.name} (one value for "
+                    "each expert, one for all); take other methods together"
+                )
+            found[parameter.name] = replace(
+                other,
+                low=max(other.low, parameter.low),
+                high=min(other.high, parameter.high),
+                open_low=other.open_low or parameter.open_low,
+                default=other.default if other.default == parameter.default else None,
+            )
+    return found, faults
 
 
 def name_faults(experts: Iterable[str]) -> list[str]:
     """What is wrong with experts' names: in a recipe they stand beside module groups."""
     return [
-        f"experts.{name}: {'is the name of a module group' if name else 'is no name'}; name the expert otherwise"
+        f"experts.{name}: is {'the name of a module group' if name in MODULES else 'no name'}; "
+        "name the expert otherwise"
         for name in experts
         if name in ("", ANY, *MODULES)
     ]
 
 
-def _expert_faults(method: str, limits: tuple[int, int | None], experts: list[str]) -> list[str]:
-    fewest, most = limits
-    faults = name_faults(experts)
-    if len(experts) < fewest or (most is not None and len(experts) > most):
-        wanted = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
-        noun = "expert" if fewest == 1 else "experts"
-        faults.append(f"experts: {method} takes {wanted} {noun}, but there are {len(experts)}")
-    return faults
+def expert_faults(method: str, count: int) -> list[str]:
+    """What is wrong with merging `count` experts by a method."""
+    fewest, most = plugins.load("methods", method).EXPERTS
+    if count >= fewest and (most is None or count <= most):
+        return []
+    wanted = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
+    noun = "expert" if fewest == 1 else "experts"
+    return [f"experts: {method} takes {wanted} {noun}, but there {'is' if count == 1 else 'are'} {count}"]
 
 
 def _table(
@@ -219,11 +331,11 @@ def _table(
                 here = f"{where}.{key}"
                 if key in keys and expert is None:
                     fill(child, here, module, key)
-                elif key in (*MODULES, ANY) and module == "":
+                elif (key in (*MODULES, ANY) or is_pattern(str(key))) and module == "":
                     fill(child, here, key, expert)
                 else:
                     faults.append(
-                        f"{here}: is no {'expert or ' if parameter.per_expert else ''}module group here."
+                        f"{here}: is no {'expert, ' if parameter.per_expert else ''}module group or pattern here."
                         f"{suggest(str(key), [*(experts if parameter.per_expert else []), *MODULES, ANY])}"
                     )
             return
@@ -239,11 +351,11 @@ def _table(
 
 
 def _complete_rows(table: Table, path: str, keys: list[str]) -> list[str]:
-    """Fills named modules' missing experts from ANY, drops rows that repeat it, and tells what is missing."""
+    """Fills rows' missing experts from ANY, orders rows, drops those that repeat ANY, tells what is missing."""
     default = table.get(ANY, {})
     missing = [key for key in keys if key not in default]
-    named = [module for module in MODULES if module in table]
-    if missing and len(named) < len(MODULES):
+    named = [module for module in table if module != ANY]
+    if missing and not set(MODULES) <= set(named):
         return [
             f"{path}: has no value for {key or 'the other module groups'}; "
             f"give {f'{path}.{key}' if key else f'{path}.*'}"
@@ -255,8 +367,11 @@ def _complete_rows(table: Table, path: str, keys: list[str]) -> list[str]:
             return [f"{path}.{module}: has no value for {key}" for key in keys if row[key] is None]
         table[module] = row  # type: ignore[assignment]
     table.setdefault(ANY, table.get(MODULES[-1], {}))
-    for module in named:
-        if table[module] == table[ANY]:
+    ordered = _ordered(table)
+    table.clear()
+    table.update(ordered)
+    for module in MODULES:
+        if table.get(module) == table[ANY]:
             del table[module]
     return []
 
@@ -338,6 +453,7 @@ def to_yaml(recipe: Recipe) -> str:
     """The recipe as YAML, with its hash on top, in the short form that people write."""
     content = recipe.model_dump(mode="json", exclude_none=True)
     content["parameters"] = {name: _shortened(table) for name, table in recipe.parameters.items()}
+    content["options"] = _shortened_options(recipe)
     return catalog.write_yaml({"sha256": recipe.sha256, **{k: v for k, v in content.items() if v not in ([], {})}})
 
 
@@ -345,3 +461,7 @@ def _shortened(table: Table) -> Any:
     """A table without the keys that stand for everything: `*` alone, and "" for all experts together."""
     rows = {module: row.get("", row) for module, row in table.items()}
     return rows[ANY] if set(rows) == {ANY} else rows
+
+
+def _shortened_options(recipe: Recipe) -> Any:
+    return recipe.options if len(recipe.options) > 1 else next(iter(recipe.options.values()))

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -95,7 +95,8 @@ class Journal:
         path = self._path = folder / JOURNAL
         _repair(path)
         self._distributions: dict[str, Any] = {
-            c.name: FloatDistribution(c.low, c.high, log=c.log) for c in coordinates
+            c.name: CategoricalDistribution(c.choices) if c.choices else FloatDistribution(c.low, c.high, log=c.log)
+            for c in coordinates
         }
         with saving(path), _undamaged(path):
             self._study = optuna.create_study(

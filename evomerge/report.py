@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -224,10 +224,10 @@ def certificate_table(certificate: Certificate) -> Table:
     return table
 
 
-def plan_table(plan: Plan) -> Table:
-    """What an experiment comes to."""
+def plan_table(found: Mapping[str, Any]) -> Table:
+    """What an experiment comes to: the rows of `plan_json`, and others."""
     table = Table.grid(padding=(0, 2))
-    for key, value in plan_json(plan).items():
+    for key, value in found.items():
         table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
     return table
 
@@ -243,7 +243,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "dtype": plan.survey.dtype,
         "model_bytes": plan.model_bytes,
         "checkpoint_bytes": plan.survey.nbytes,
-        "method": experiment.space.method,
+        "method": " or ".join(experiment.space.methods),
         "genes": len(plan.coordinates),
         "sampler": experiment.sampler.name,
         "search_tasks": ", ".join(entry.task for entry in experiment.fitness.search),

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from evomerge import checkpoints, tensors, workers
-from evomerge.candidate import load_model, load_tokenizer, open_scorer, quiet, skeleton
-from evomerge.checkpoints import Checkpoint
-from evomerge.config import Workers
+from evomerge import checkpoints, residency, tensors, workers
+from evomerge.candidate import open_scorer
 from evomerge.errors import ConfigError
 from evomerge.fitness import Entry, Fitness, measure
+from evomerge.inputs import Inputs
+from evomerge.loading import load_model, load_tokenizer, quiet
 from evomerge.recipe import Source, parse_source
 from evomerge.study import Plan
 
@@ -27,17 +27,15 @@ def score_model(
     """
     if not entries:
         raise ConfigError("fitness", ["holdout: lists no task"])
-    quiet()
-    folder = checkpoints.locate(Source.model_validate(parse_source(model)), "model")
-    checkpoint = Checkpoint(folder, "model")
+    found = Inputs(Source.model_validate(parse_source(model)), {}, where="model")
+    folder = found.folder
     if dtype == "auto":
-        dtype = str(checkpoint.dtype).removeprefix("torch.")
+        dtype = found.dtype
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ConfigError("--dtype", [f"is {dtype!r}; give auto, float32, bfloat16 or float16"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(threads)
-    checkpoints.check_fit(checkpoint, {}, skeleton(folder))
     live = load_model(folder, dtype, device)
     scorer = open_scorer(live, load_tokenizer(folder), fitness, entries)
     assert scorer is not None
@@ -56,13 +54,43 @@ def score_model(
     }
 
 
-def check_workers(config: Workers) -> None:
-    """Checks that this machine has what the workers ask for.
+def check_workers(plan: Plan) -> dict[str, Any]:
+    """Checks that this machine has what the workers ask for, and plans where the checkpoints lie while they merge.
+
+    Returns:
+        plain values: the workers, the residency with its bytes, and what a merge takes at the speed measured here.
 
     Raises:
-        WorkerError: it has not.
+        WorkerError: this machine has not what they ask for.
     """
-    workers.plan(config, workers.cores(), torch.cuda.device_count())
+    resources = workers.plan(plan.experiment.workers, workers.cores(), torch.cuda.device_count())
+    survey = plan.survey
+    found = residency.plan(
+        survey.nbytes,
+        plan.model_bytes,
+        survey.largest * survey.nbytes // survey.parameters,
+        gpu=resources.device == "cuda",
+        workers=resources.count,
+        free=residency.room(resources.device),
+    )
+    torch.set_num_threads(resources.threads)
+    speed = residency.speed(found.kind, resources.device)
+    return {
+        "workers": f"{resources.count} on {resources.device}, threads of each: {resources.threads}",
+        "residency": _RESIDENCIES[found.kind],
+        "memory_bytes": found.gpu_bytes or found.host_bytes,
+        "fits": found.fits,
+        "merge_bytes": found.merge_bytes,
+        "copy_gigabytes_per_second": round(speed / 1e9, 1),
+        "expected_merge_seconds": float(f"{found.merge_bytes / speed:.2g}"),
+    }
+
+
+_RESIDENCIES = {
+    "mapped": "memory-mapped files, one copy for all workers",
+    "resident": "all on the GPU",
+    "streamed": "pinned files, streamed to the GPU through two buffers",
+}
 
 
 def check_tasks(plan: Plan) -> dict[str, int]:

@@ -1,147 +1,127 @@
-"""What a method needs to know of the checkpoints as a whole, computed once per study and kept beside it.
+"""Keeps the tables of `evomerge.tables` beside a study: made once, keyed by the checkpoints' content, shared.
 
-- magnitude: how large |θk − θ0| is at each rank, for each (expert, tensor). The order of magnitudes does not
-  depend on the candidate, so a candidate's threshold is a look-up and not a sort.
-- cosine: of the angle between θ0 and θk, for each (expert, tensor).
-
-Files are keyed by the content of both checkpoints and rebuilt if damaged.
+A file holds one kind of table for all tensors of a base and some experts. It is memory-mapped, so the workers of a
+host share one copy, and carries the hash of what is in it: a damaged one is made again.
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from evomerge import tensors
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError, StudyError
-
-EXACT = 1 << 16  # elements up to which a tensor's magnitudes are kept whole
-GRID = 1 << 12  # intervals between the ranks kept of larger tensors: a kept fraction is off by 1/GRID at most
-_BLOCK = 1 << 20
+from evomerge.tables import KINDS
 
 Progress = Callable[[str], None]
 
+_HASH = "sha256"
+_VERSION = "2"  # part of every file's name: goes up when a table means something else
+
 
 class Statistics:
-    """The tables of one pair of checkpoints (base, expert): tensor name -> array."""
-
-    def __init__(self, kind: str, arrays: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> None:
-        self.kind = kind
-        self._arrays = arrays
-        self._sizes = sizes
-
-    def threshold(self, name: str, density: float) -> float:
-        """The magnitude that the largest `density` of the tensor's elements reach.
-
-        Exact to one element up to EXACT elements (ties are all kept); beyond that, the kept fraction is within
-        1/GRID of the density. The result is a float32 number.
-        """
-        table, size = self._arrays[name], self._sizes[name]
-        if size == 0:
-            return 0.0
-        if len(table) == size:
-            kept = max(1, round(density * size))
-            return float(table[size - kept])
-        position = (1.0 - density) * (len(table) - 1)
-        left = min(int(position), len(table) - 2)
-        share = position - left
-        return float(np.float32((1.0 - share) * float(table[left]) + share * float(table[left + 1])))
-
-    def cosine(self, name: str) -> float:
-        """The cosine between θ0 and θk of a tensor, in [-1, 1]; 1 where one of them is zero."""
-        return float(self._arrays[name][0])
-
-
-def magnitudes(base: torch.Tensor, expert: torch.Tensor) -> np.ndarray:
-    """Order statistics of |θk − θ0|, ascending: float32, all of them or GRID + 1 evenly spaced ranks."""
-    delta = (expert.view(-1).float() - base.view(-1).float()).abs_().numpy()
-    if not np.isfinite(delta).all():
-        raise ValueError("has values that are not finite")
-    delta.sort()
-    if delta.size <= EXACT:
-        return delta
-    ranks = np.linspace(0, delta.size - 1, GRID + 1).round().astype(np.int64)
-    return delta[ranks]
-
-
-def cosine(base: torch.Tensor, expert: torch.Tensor) -> np.ndarray:
-    """The cosine between two tensors seen as vectors: float64 (1,).
-
-    Summed in blocks of fixed size and those exactly, so that no thread count changes a bit.
-    """
-    a, b = base.view(-1), expert.view(-1)
-    sums = {"ab": [0.0], "aa": [0.0], "bb": [0.0]}
-    for start in range(0, a.numel(), _BLOCK):
-        x, y = (part[start : start + _BLOCK].double().numpy() for part in (a, b))
-        sums["ab"].append(float((x * y).sum()))
-        sums["aa"].append(float((x * x).sum()))
-        sums["bb"].append(float((y * y).sum()))
-    if not all(math.isfinite(part) for parts in sums.values() for part in parts):
-        raise ValueError("has values that are not finite")
-    norm = math.sqrt(math.fsum(sums["aa"])) * math.sqrt(math.fsum(sums["bb"]))
-    value = math.fsum(sums["ab"]) / norm if norm else 1.0
-    return np.array([min(max(value, -1.0), 1.0)])
-
-
-_COMPUTE = {"magnitude": magnitudes, "cosine": cosine}
-
-
-def load(
-    kind: str, base: Checkpoint, expert: Checkpoint, names: list[str], cache: Path, progress: Progress
-) -> Statistics:
-    """The tables of (base, expert), from the cache folder or computed into it.
+    """The tables of a family of checkpoints.
 
     Args:
-        kind: "magnitude" or "cosine".
+        base, experts: opened checkpoints; the experts by name.
         names: the tensors to cover.
-        cache: the folder of the cached files; made if missing.
+        cache: the folder of the files; made if missing.
         progress: told what is being computed.
-
-    Raises:
-        CheckpointError: a tensor has values that are not finite.
     """
-    path = cache / f"{kind}-{base.sha256[:16]}-{expert.sha256[:16]}.npz"
-    sizes = {name: math.prod(base.shapes[name]) for name in names}
-    arrays = _read(path, names)
-    if arrays is None:
-        progress(f"computing the {kind} table of {expert.where}")
-        arrays = {name: _compute(kind, base, expert, name) for name in names}
-        _write(path, arrays)
-    return Statistics(kind, arrays, sizes)
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        experts: Mapping[str, Checkpoint],
+        names: Sequence[str],
+        cache: Path,
+        progress: Progress = lambda text: None,
+    ) -> None:
+        self._base, self._experts = base, dict(experts)
+        self._names = list(names)
+        self._cache, self._progress = cache, progress
+        self._open: dict[tuple[str, ...], Mapping[str, torch.Tensor]] = {}
+        self._made: dict[tuple[str, ...], Any] = {}
+
+    def table(self, kind: str, experts: Sequence[str], name: str) -> Any:
+        """The table of one tensor, of a kind of `tables.KINDS`, for some experts in their order.
+
+        Raises:
+            CheckpointError: a tensor has values that are not finite.
+            StudyError: the cache cannot be written.
+        """
+        key = (kind, name, *experts)
+        if key not in self._made:
+            stored = self._load(kind, tuple(experts))
+            parts = {field.name: stored[f"{name}|{field.name}"].numpy() for field in fields(KINDS[kind])}
+            self._made[key] = KINDS[kind](**parts)
+        return self._made[key]
+
+    def _load(self, kind: str, experts: tuple[str, ...]) -> Mapping[str, torch.Tensor]:
+        if (kind, *experts) not in self._open:
+            opened = [self._experts[expert] for expert in experts]
+            content = "\n".join([_VERSION, kind, self._base.sha256, *(expert.sha256 for expert in opened)])
+            path = self._cache / f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
+            wanted = {f"{name}|{field.name}" for name in self._names for field in fields(KINDS[kind])}
+            found = _read(path, wanted)
+            if found is None:
+                self._progress(f"computing the {kind.replace('_', ' ')} table of {', '.join(experts)}")
+                found = self._compute(kind, opened)
+                _write(path, found)
+            self._open[kind, *experts] = found
+        return self._open[kind, *experts]
+
+    def _compute(self, kind: str, experts: Sequence[Checkpoint]) -> dict[str, torch.Tensor]:
+        def one(name: str) -> dict[str, torch.Tensor]:
+            base, others = self._base[name], [expert[name] for expert in experts]
+            try:
+                table = KINDS[kind].of(base, others)
+            except ValueError as error:
+                at_fault = next(
+                    (c for c in (self._base, *experts) if not bool(c[name].isfinite().all())), experts[0]
+                )
+                raise CheckpointError(
+                    f"{at_fault.where}: {name} {error} in {at_fault.folder}; copy it again, or leave it out"
+                ) from error
+            arrays = {field.name: torch.from_numpy(getattr(table, field.name)) for field in fields(table)}
+            return {f"{name}|{key}": array.contiguous() for key, array in arrays.items()}
+
+        found: dict[str, torch.Tensor] = {}
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+            for part in pool.map(one, self._names):
+                found |= part
+        return found
 
 
-def _compute(kind: str, base: Checkpoint, expert: Checkpoint, name: str) -> np.ndarray:
-    try:
-        return _COMPUTE[kind](base[name], expert[name])
-    except ValueError as error:
-        raise CheckpointError(f"{expert.where}: {name} {error} in {expert.folder}, or in the base") from error
-
-
-def _read(path: Path, names: list[str]) -> dict[str, np.ndarray] | None:
-    """The cached arrays; None if there are none, or they are damaged."""
+def _read(path: Path, wanted: set[str]) -> Mapping[str, torch.Tensor] | None:
+    """The stored arrays as views of the file; None if there are none, or they are damaged."""
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            # An .npz entry carries a checksum, which reading verifies.
-            return {name: stored[name] for name in names}
-    except Exception:  # whatever a damaged zip file raises: it is computed again
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in wanted}
+            intact = (file.metadata() or {}).get(_HASH) == tensors.sha256(stored)
+    except (SafetensorError, OSError):
         return None
+    return stored if intact else None
 
 
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _write(path: Path, arrays: Mapping[str, torch.Tensor]) -> None:
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            np.savez(file, **dict(arrays))  # type: ignore[arg-type]
+        save_file(dict(arrays), aside, metadata={_HASH: tensors.sha256(arrays)})
         aside.replace(path)
-    except OSError as error:
-        raise StudyError(
-            f"{path} cannot be written: {error.strerror or error}; the tables of a study go there"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StudyError(f"{path} cannot be written: {reason}; the tables of a study go there") from error

@@ -26,7 +26,16 @@ from evomerge.config import Experiment
 from evomerge.errors import CheckpointError, ConfigError, StudyError
 from evomerge.recipe import Recipe, faults_of
 from evomerge.records import Journal, Trial
-from evomerge.space import Coordinate, Frame, Genome, coordinates, decode, initial, known_points
+from evomerge.space import (
+    Coordinate,
+    Frame,
+    Genome,
+    coordinates,
+    decode,
+    initial,
+    known_points,
+    representatives,
+)
 from evomerge.workers import Job, Outcome, Pool, open_pool
 
 SMALL_ENOUGH_TO_HASH = 2 << 30  # bytes of a model up to which every candidate's weights are hashed
@@ -59,6 +68,7 @@ class Plan:
             fitness=fitness,
             entries=fitness.holdout if holdout else fitness.search,
             hash_weights=self.model_bytes <= SMALL_ENOUGH_TO_HASH,
+            vocabulary=self.experiment.vocabulary,
         )
 
 
@@ -69,7 +79,9 @@ def plan(experiment: Experiment, progress: candidate.Progress = lambda text: Non
         CheckpointError: a model is missing, damaged or does not fit.
         ConfigError: the search space does not fit the model.
     """
-    survey = candidate.survey(experiment.base, experiment.experts, experiment.dtype, progress)
+    survey = candidate.survey(
+        experiment.base, experiment.experts, experiment.dtype, progress, experiment.vocabulary
+    )
     frame = Frame(
         base=survey.base,
         experts=survey.experts,
@@ -77,6 +89,7 @@ def plan(experiment: Experiment, progress: candidate.Progress = lambda text: Non
         dtype=survey.dtype,
         seed=experiment.seed,
         operators=experiment.operators,
+        vocabulary=experiment.vocabulary,
     )
     points = coordinates(experiment.space, frame)
     try:
@@ -165,7 +178,9 @@ def search(plan: Plan, observer: Observer, progress: candidate.Progress = lambda
         EvomergeError: workers cannot be set up, or the study cannot go on; what is finished is kept.
     """
     with records.lock(plan.folder):
-        candidate.prepare(plan.setup(), plan.experiment.space.method, plan.survey.names, progress)
+        candidate.prepare(
+            plan.setup(), representatives(plan.experiment.space, plan.frame), plan.survey.names, progress
+        )
         progress("starting workers")
         pool = open_pool(plan.experiment.workers, plan.setup())
         try:

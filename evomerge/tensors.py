@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 
@@ -37,6 +38,7 @@ class Place:
     layer: int
     module: str
     inside: bool
+    name: str = ""
 
 
 def module_of(name: str) -> str:
@@ -77,10 +79,28 @@ def places(names: Iterable[str]) -> dict[str, Place]:
     for name in names:
         module = module_of(name)
         if name in inside:
-            found[name] = Place(inside[name], module, inside=True)
+            found[name] = Place(inside[name], module, inside=True, name=name)
         else:
-            found[name] = Place(0 if module == "embedding" else last, module, inside=False)
+            found[name] = Place(0 if module == "embedding" else last, module, inside=False, name=name)
     return found
+
+
+def is_pattern(key: str) -> bool:
+    """Whether a key names tensors and no module group: a shell pattern (`*q_proj*`), or a tensor's whole name."""
+    return key != "*" and any(sign in key for sign in "*?[.")
+
+
+def key_of(keys: Iterable[str], place: Place) -> str | None:
+    """The first pattern in `keys` that matches the tensor's name, else its module group if that is a key.
+
+    >>> key_of(["*q_proj*", "attention"], Place(3, "attention", True, "model.layers.3.self_attn.q_proj.weight"))
+    '*q_proj*'
+    """
+    keys = list(keys)
+    for key in keys:
+        if is_pattern(key) and fnmatchcase(place.name, key):
+            return key
+    return place.module if place.module in keys else None
 
 
 def layer_count(places: Mapping[str, Place]) -> int:

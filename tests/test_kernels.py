@@ -9,39 +9,58 @@ from typing import Any
 import pytest
 import torch
 
-from evomerge import kernels, plugins
+from evomerge import kernels, plugins, tables
 from evomerge.methods import TensorInputs
 
 METHODS = plugins.names("methods")
 
 
-def _inputs(method: ModuleType, experts: int, **values: Any) -> TensorInputs:
-    names = tuple("abcd"[:experts])
-    numbers = {"weight": 0.7, "density": 0.4, "lambda": 1.1, "t": 0.3, **values}
+VALUES = {"weight": 0.7, "density": 0.4, "lambda": 1.1, "t": 0.3, "gamma": 0.05, "epsilon": 0.1, "select_topk": 0.6}
+
+
+def _inputs(method: ModuleType, base: torch.Tensor, experts: list[torch.Tensor], options: Any) -> TensorInputs:
+    names = tuple("abcd"[: len(experts)])
     return TensorInputs(
         name="t",
         experts=names,
         values={
-            p.name: tuple(numbers[p.name] + 0.1 * k for k in range(experts if p.per_expert else 1))
+            p.name: tuple(VALUES.get(p.name, 1.0) + 0.1 * k for k in range(len(experts) if p.per_expert else 1))
             for p in method.PARAMETERS
         },
-        options=method.OPTIONS,
+        options=options,
         seed=5,
-        threshold=lambda expert, density: 0.01,
-        cosine=dict.fromkeys(names, 0.9),
+        table=lambda kind, which: tables.KINDS[kind].of(base, [experts[names.index(one)] for one in which]),
     )
 
 
-def _merge(name: str, size: int, dtype: torch.dtype, *, compiled: bool, experts: int = 2) -> torch.Tensor:
+def _merge(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    compiled: bool,
+    experts: int = 2,
+    options: dict[str, bool] | None = None,
+) -> torch.Tensor:
     method = plugins.load("methods", name)
     experts = min(experts, method.EXPERTS[1] or experts)
-    generator = torch.Generator().manual_seed(size)
-    base = torch.randn(size, generator=generator).to(dtype)
-    others = [(base + 0.02 * torch.randn(size, generator=generator)).to(dtype) for _ in range(experts)]
+    generator = torch.Generator().manual_seed(sum(shape))
+    base = torch.randn(shape, generator=generator).to(dtype)
+    others = [(base + 0.02 * torch.randn(shape, generator=generator)).to(dtype) for _ in range(experts)]
     out = torch.empty_like(base)
-    scalars = method.scalars(_inputs(method, experts))
-    kernels.run(method, method.OPTIONS, out, base, others, scalars, compiled=compiled)
+    chosen = {**method.OPTIONS, **(options or {})}
+    scalars = method.scalars(_inputs(method, base, others, chosen))
+    kernels.run(method, chosen, out, base, others, scalars, compiled=compiled)
     return out
+
+
+# Options that change which indices a method needs.
+VARIANTS = [
+    *((name, {}) for name in METHODS),
+    ("nuslerp", {"flatten": False}),
+    ("nuslerp", {"flatten": False, "row_wise": True, "task_vectors": False}),
+    ("model_stock", {"filter_wise": True}),
+]
 
 
 @pytest.fixture
@@ -51,33 +70,51 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_eager_and_compiled_one_and_two_threads_give_the_same_bits(
+def _bits(name: str, dtype: torch.dtype, threads: int, *, compiled: bool, options: dict[str, bool]) -> torch.Tensor:
+    torch.set_num_threads(threads)
+    shape = (301, 697)  # more than three blocks, and rows do not end where blocks do
+    return _merge(name, shape, dtype, compiled=compiled, options=options).view(torch.uint8)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_eager_on_one_thread_and_compiled_on_two_give_the_same_bits(
+    name: str, options: dict[str, bool], one_thread: None
+) -> None:
+    if not kernels.can_compile(torch.device("cpu")):
+        pytest.skip("no C++ compiler here")
+    eager = _bits(name, torch.bfloat16, 1, compiled=False, options=options)
+    assert torch.equal(eager, _bits(name, torch.bfloat16, 2, compiled=True, options=options))
+
+
+@pytest.mark.parametrize("name", ["dare_ties", "della", "ties"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_bits_depend_on_neither_compiler_nor_threads_in_any_dtype(
     name: str, dtype: torch.dtype, one_thread: None
 ) -> None:
     if not kernels.can_compile(torch.device("cpu")):
         pytest.skip("no C++ compiler here")
-    size = 3 * kernels.EAGER_BLOCK + 12_345
-    results = []
+    whole = _bits(name, dtype, 1, compiled=False, options={})
     for threads in (1, 2):
-        torch.set_num_threads(threads)
-        results += [_merge(name, size, dtype, compiled=compiled) for compiled in (False, True)]
-    whole = results[0].view(torch.uint8)
-    assert all(torch.equal(whole, other.view(torch.uint8)) for other in results[1:])
+        for compiled in (False, True):
+            assert torch.equal(whole, _bits(name, dtype, threads, compiled=compiled, options={}))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_blocks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = _merge(name, 5000, torch.float32, compiled=False)
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+@pytest.mark.parametrize("shape", [(5000,), (70, 73), (7, 11, 65)], ids=str)
+def test_blocks_do_not_show(
+    name: str, options: dict[str, bool], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _merge(name, shape, torch.float32, compiled=False, options=options)
     monkeypatch.setattr(kernels, "EAGER_BLOCK", 512)
-    assert torch.equal(whole, _merge(name, 5000, torch.float32, compiled=False))
+    assert torch.equal(whole, _merge(name, shape, torch.float32, compiled=False, options=options))
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("size", [0, 1, 2, 31])
-def test_tensors_of_any_size_merge(name: str, size: int) -> None:
-    assert _merge(name, size, torch.bfloat16, compiled=True).shape == (size,)
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+@pytest.mark.parametrize("shape", [(0,), (1,), (2,), (31,), (3, 0), (1, 1), ()], ids=str)
+def test_tensors_of_any_shape_merge(name: str, options: dict[str, bool], shape: tuple[int, ...]) -> None:
+    merged = _merge(name, shape, torch.bfloat16, compiled=True, options=options)
+    assert merged.shape == shape
+    assert bool(torch.isfinite(merged).all())
 
 
 def test_float16_sums_do_not_overflow_on_the_way() -> None:
@@ -101,7 +138,7 @@ def test_elected_sign_is_that_of_the_sum() -> None:
 def test_a_compiler_that_does_not_work_costs_a_warning_and_no_candidate() -> None:
     code = """
 import torch, warnings
-from evomerge import kernels, plugins
+from evomerge import kernels, plugins, tables
 method = plugins.load("methods", "linear")
 base, out, again = torch.ones(8192), torch.empty(8192), torch.empty(8192)
 with warnings.catch_warnings(record=True) as caught:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evomerge import candidate, tensors
+from evomerge import candidate, merger, plugins, tensors
 from evomerge.candidate import Setup, Workbench
 from evomerge.errors import CandidateError
 from evomerge.kernels import can_compile
@@ -20,7 +20,7 @@ def open_bench(family: Path, cache: Path, **changes: Any) -> Workbench:
     return Workbench(Setup(found.base, found.experts, found.dtype, str(cache), **changes))
 
 
-def recipe(bench: Workbench, method: str = "task_arithmetic", **changes: Any) -> Recipe:
+def recipe(bench: Workbench, method: Any = "task_arithmetic", **changes: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "method": method,
@@ -74,18 +74,75 @@ def test_layers_and_modules_take_their_own_coefficients(bench: Workbench) -> Non
     assert changed == {name for name in base if name.startswith("model.layers.2.mlp.")}
 
 
-@pytest.mark.parametrize("method", ["ties", "dare_ties", "dare_linear", "task_arithmetic", "linear"])
+VALUES = {"weight": {"ant": 0.8, "bee": 0.6}, "density": 0.4, "t": 0.3, "select_topk": 0.6}
+METHODS = [name for name in plugins.names("methods") if plugins.load("methods", name).EXPERTS[1] in (None, 2)]
+
+
+def given(method: str) -> dict[str, Any]:
+    """The values of a method's own parameters."""
+    return {p.name: VALUES[p.name] for p in plugins.load("methods", method).PARAMETERS if p.name in VALUES}
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "task_arithmetic", "linear"])
 def test_compiled_and_eager_build_the_same_bits(bf16_family: Path, tmp_path: Path, method: str) -> None:
     if not can_compile(torch.device("cpu")):
         pytest.skip("no C++ compiler here")
-    values = {"weight": {"ant": 0.8, "bee": 0.6}, "density": 0.4}
-    given = {"weight": values["weight"]} if method in ("task_arithmetic", "linear") else values
     hashes = set()
     for compiled in ("always", "never"):
         bench = open_bench(bf16_family, tmp_path, compiled=compiled)
-        bench.merger.apply(recipe(bench, method, parameters=given))
+        bench.merger.apply(recipe(bench, method, parameters=given(method)))
         hashes.add(bench.merger.sha256())
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_the_checkpoints_lie_changes_no_bit(bf16_family: Path, tmp_path: Path, method: str) -> None:
+    bench = open_bench(bf16_family, tmp_path)
+    hashes = set()
+    for residency in ("mapped", "resident", "streamed"):
+        opened = merger.Merger(
+            bench.model, bench.merger.base, bench.merger.experts, tmp_path, "never", residency=residency
+        )
+        opened.apply(recipe(bench, method, parameters=given(method)))
+        hashes.add(opened.sha256())
+    assert len(hashes) == 1
+
+
+def test_module_groups_are_merged_by_their_own_methods(bench: Workbench) -> None:
+    alone = {}
+    for method in ("ties", "dare_ties", "linear"):
+        bench.merger.apply(recipe(bench, method, parameters=given(method)))
+        alone[method] = _live(bench)
+    mixed = {"*q_proj*": "linear", "mlp": "ties", "*": "dare_ties"}
+    bench.merger.apply(recipe(bench, mixed, parameters=given("ties")))
+    for name, live in _live(bench).items():
+        method = "linear" if "q_proj" in name else "ties" if ".mlp." in name else "dare_ties"
+        assert torch.equal(live, alone[method][name]), name
+
+
+def test_a_pattern_changes_only_the_tensors_that_it_matches(bench: Workbench) -> None:
+    bench.merger.apply(recipe(bench, parameters={"weight": 0.0}))
+    base = _live(bench)
+    weight = {"model.layers.[12].*.up_proj.weight": {"bee": 0.7}, "*": 0.0}
+    bench.merger.apply(recipe(bench, parameters={"weight": weight}))
+    changed = {name for name, live in _live(bench).items() if not torch.equal(live, base[name])}
+    assert changed == {f"model.layers.{layer}.mlp.up_proj.weight" for layer in (1, 2)}
+
+
+def test_tables_are_prepared_for_every_method_before_workers_start(family: Path, tmp_path: Path) -> None:
+    bench = open_bench(family, tmp_path / "unused")
+    recipes = [recipe(bench, method, parameters=given(method)) for method in METHODS]
+    messages: list[str] = []
+    cache = tmp_path / "tables"
+    for _ in range(2):
+        opened = bench.merger.base, bench.merger.experts
+        merger.prepare(*opened, list(bench.merger.places), recipes, cache, messages.append)
+    assert len(messages) == len(set(messages)) == len(list(cache.glob("*.safetensors"))) > 0
+    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    again = open_bench(family, cache)
+    for one in recipes:
+        again.merger.apply(one)
+    assert before == {path: path.stat().st_mtime_ns for path in cache.iterdir()}
 
 
 def test_buffers_stay_those_of_the_loaded_base(bf16_family: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from evomerge import recipe as recipes
 from evomerge.errors import ConfigError
 from evomerge.recipe import Recipe, faults_of
-from evomerge.tensors import MODULES, Place
+from evomerge.tensors import MODULES, Place, places
 
 
 def make(**changes: Any) -> Recipe:
@@ -122,7 +122,10 @@ def test_experts_are_merged_in_the_order_of_their_names() -> None:
         ({"parameters": {"weight": float("nan"), "density": 1}}, "parameters.weight: must be finite"),
         ({"parameters": {"weight": [0.5], "density": 1}}, "has 1 values, but the model has 4 layers"),
         ({"parameters": {"weight": {"a": 0.5}, "density": 1}}, "has no value for b"),
-        ({"parameters": {"weight": {"c": 0.5}, "density": 1}}, "parameters.weight.c: is no expert or module group"),
+        (
+            {"parameters": {"weight": {"c": 0.5}, "density": 1}},
+            "parameters.weight.c: is no expert, module group or pattern",
+        ),
         ({"parameters": {"weight": {"attention": 0.5}, "density": 1}}, "has no value for"),
         ({"parameters": {"weight": "much", "density": 1}}, "must be a number"),
         (
@@ -132,6 +135,19 @@ def test_experts_are_merged_in_the_order_of_their_names() -> None:
         ({"options": {"int8_mask": True}}, "options.int8_mask: dare_ties has no such key"),
         ({"method": "slerp", "parameters": {"t": 0.5}}, "slerp takes exactly 1 expert, but there are 2"),
         ({"experts": {"mlp": "x"}}, "experts.mlp: is the name of a module group"),
+        ({"method": {"mlp": "ties"}}, 'method: has none for all other tensors; give method."*"'),
+        ({"method": {"mlp": "tie", "*": "ties"}}, "method.mlp: unknown method 'tie'. Did you mean 'ties'"),
+        ({"method": {"mpl": "ties", "*": "ties"}}, "method.mpl: is no module group and no tensor pattern"),
+        (
+            {"method": {"mlp": "della", "*": "ram"}},
+            "method: ram and another one mean different things by epsilon",
+        ),
+        ({"options": {"dare_ties": True}}, "options.dare_ties: must be a mapping"),
+        ({"options": {"dare_ties": {"rescal": True}}}, "options.dare_ties.rescal: dare_ties has no such key"),
+        (
+            {"method": {"mlp": "dare_ties", "*": "sce"}, "options": {"filter_wise": True}},
+            "options.filter_wise: dare_",
+        ),
         ({"dtype": "int8"}, "dtype"),
         ({"extra": 1}, "extra: is no key here"),
     ],
@@ -178,3 +194,78 @@ def test_a_recipe_that_names_every_module_group_survives_its_yaml(tmp_path: Path
     recipe = make(parameters={"weight": weight, "density": 1.0})
     (tmp_path / "recipe.yaml").write_text(recipes.to_yaml(recipe))
     assert recipes.read(tmp_path / "recipe.yaml").sha256 == recipe.sha256
+
+
+Q, UP = "model.layers.2.self_attn.q_proj.weight", "model.layers.2.mlp.up_proj.weight"
+
+
+def _at(recipe: Recipe, name: str, parameter: str = "weight") -> tuple[float, ...]:
+    return recipe.coefficients(places([Q, UP, "model.layers.3.mlp.up_proj.weight"])[name])[parameter]
+
+
+def test_a_pattern_goes_before_the_module_group_and_the_first_of_patterns_before_the_next() -> None:
+    recipe = make(
+        parameters={"weight": {"attention": 0.1, "*q_proj*": 0.2, "*": 0.3, "*_proj*": 0.4}, "density": 1}
+    )
+    assert _at(recipe, Q) == (0.2, 0.2)
+    assert _at(recipe, UP) == (0.4, 0.4)
+    turned = make(parameters={"weight": {"*_proj*": 0.4, "*q_proj*": 0.2, "*": 0.3}, "density": 1})
+    assert _at(turned, Q) == (0.4, 0.4)
+    assert (
+        turned.sha256
+        != make(parameters={"weight": {"*q_proj*": 0.2, "*_proj*": 0.4, "*": 0.3}, "density": 1}).sha256
+    )
+
+
+def test_a_tensor_may_be_named_whole_and_take_values_per_expert_and_layer() -> None:
+    recipe = make(parameters={"weight": {Q: {"a": [0.1, 0.2, 0.7, 0.3]}, "*": 0.5}, "density": 1})
+    assert _at(recipe, Q) == (0.7, 0.5)
+    assert _at(recipe, UP) == (0.5, 0.5)
+
+
+def test_module_groups_may_have_methods_of_their_own() -> None:
+    recipe = make(
+        method={"*up_proj*": "task_arithmetic", "attention": "ties", "mlp": "dare_ties", "*": "dare_ties"},
+        parameters={"weight": 0.5, "density": {"attention": 0.2, "*": 0.6}},
+    )
+    found = places([Q, UP, "model.layers.2.mlp.down_proj.weight", "model.norm.weight"])
+    assert [recipe.method_at(place) for place in found.values()] == [
+        "ties",
+        "task_arithmetic",
+        "dare_ties",
+        "dare_ties",
+    ]
+    assert recipe.methods == ["dare_ties", "task_arithmetic", "ties"]
+    assert set(recipe.coefficients(found[UP])) == {"weight", "lambda"}
+    assert recipe.coefficients(found[Q])["density"] == (0.2, 0.2)
+    assert recipe.options["ties"]["normalize"]
+    assert not recipe.options["dare_ties"]["normalize"]
+
+
+def test_options_hold_for_every_method_that_has_them_unless_one_is_named() -> None:
+    given = {"normalize": True, "ties": {"normalize": False}, "rescale": False}
+    recipe = make(method={"mlp": "ties", "*": "dare_ties"}, options=given)
+    assert recipe.options == {
+        "ties": {"normalize": False, "rescale": False},
+        "dare_ties": {"normalize": True, "rescale": False},
+    }
+
+
+def test_one_method_for_all_groups_is_one_method() -> None:
+    assert make(method={"mlp": "dare_ties", "*": "dare_ties"}).sha256 == make().sha256
+
+
+def test_a_recipe_of_several_methods_and_patterns_survives_its_yaml(tmp_path: Path) -> None:
+    recipe = make(
+        method={"*q_proj*": "linear", "mlp": "ties", "*": "dare_ties"},
+        parameters={
+            "weight": {"*v_proj*": {"a": 0.1, "b": 0.3}, "*q_proj*": 0.2, "mlp": 0.9, "*": 0.5},
+            "density": 0.5,
+        },
+        options={"linear": {"normalize": False}},
+        vocabulary="union",
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipes.to_yaml(recipe))
+    assert recipes.read(path).sha256 == recipe.sha256
+    assert Recipe.model_validate(json.loads(recipe.model_dump_json())).sha256 == recipe.sha256

@@ -16,6 +16,7 @@ COORDINATES = [
     Coordinate("a", 0.0, 1.5, 0.5, log=False),
     Coordinate("b", 0.01, 1.0, 0.1, log=True),
     Coordinate("c", -1.0, 1.0, 1.0, log=False),
+    Coordinate("d", 0.0, 1.0, "poor", False, ("poor", "better", "best")),
 ]
 
 
@@ -27,7 +28,15 @@ def make(name: str, seed: int = 0, coordinates: list[Coordinate] = COORDINATES, 
 
 
 def fitness(genome: Genome) -> float:
-    return -((genome["a"] - 1.2) ** 2) - (np.log10(genome["b"]) + 0.5) ** 2 - (genome["c"] + 0.3) ** 2
+    a, b, c = (float(genome[name]) for name in "abc")
+    choice = COORDINATES[3].choices.index(str(genome["d"])) - 2
+    return float(-((a - 1.2) ** 2) - (np.log10(b) + 0.5) ** 2 - (c + 0.3) ** 2 + choice)
+
+
+def _within(coordinate: Coordinate, value: float | str) -> bool:
+    if isinstance(value, str):
+        return value in coordinate.choices
+    return coordinate.low <= value <= coordinate.high
 
 
 def play(sampler: Sampler, generations: int) -> list[list[Genome]]:
@@ -65,13 +74,16 @@ def test_every_proposal_lies_within_its_bounds(name: str) -> None:
     for generation in play(make(name), 10):
         for genome in generation:
             assert list(genome) == [c.name for c in COORDINATES]
-            assert all(c.low <= genome[c.name] <= c.high for c in COORDINATES)
-            assert all(type(value) is float for value in genome.values())
+            assert all(_within(c, genome[c.name]) for c in COORDINATES)
+            assert all(type(genome[c.name]) is (str if c.choices else float) for c in COORDINATES)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_known_points_come_first(name: str) -> None:
-    assert make(name).ask() == [{"a": 0.5, "b": 0.1, "c": 1.0}, {"a": 1.4, "b": 0.1, "c": 1.0}]
+    assert make(name).ask() == [
+        {"a": 0.5, "b": 0.1, "c": 1.0, "d": "poor"},
+        {"a": 1.4, "b": 0.1, "c": 1.0, "d": "poor"},
+    ]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -11,7 +11,7 @@ from evomerge import catalog, space
 from evomerge.errors import ConfigError
 from evomerge.recipe import Recipe, Source, faults_of
 from evomerge.space import Coordinate, Frame, SearchSpace
-from evomerge.tensors import Place
+from evomerge.tensors import Place, places
 
 GENE = {"low": 0.0, "high": 1.0}
 
@@ -31,7 +31,7 @@ def frame(layers: int = 4, experts: str = "ab") -> Frame:
     return Frame(Source(model="base", sha256="0" * 64), sources, layers, "float32", 0)
 
 
-def decode(chosen: SearchSpace, laid: Frame, **values: float) -> Recipe:
+def decode(chosen: SearchSpace, laid: Frame, **values: float | str) -> Recipe:
     genome = space.initial(space.coordinates(chosen, laid))
     assert set(values) <= set(genome)
     return space.decode(chosen, laid, {**genome, **values})
@@ -96,7 +96,7 @@ def test_genomes_that_mean_the_same_are_one_candidate() -> None:
 def test_fixed_values_reach_the_recipe() -> None:
     recipe = decode(make(fixed={"lambda": 0.7, "normalize": True}), frame())
     assert recipe.coefficients(Place(0, "mlp", inside=True))["lambda"] == (0.7,)
-    assert recipe.options["normalize"] is True
+    assert recipe.options["task_arithmetic"]["normalize"] is True
 
 
 @given(st.floats(0, 1), st.booleans())
@@ -188,3 +188,81 @@ def test_known_points_under_normalization_have_one_uniform_average() -> None:
 def test_known_points_leave_other_genes_at_their_init() -> None:
     chosen = make(method="slerp", genes={"t": GENE})
     assert space.known_points(chosen, frame(experts="a")) == [{"t": 0.5}]
+
+
+def test_a_tensor_pattern_has_genes_of_its_own_beside_module_groups() -> None:
+    chosen = make(modules=["*q_proj*", "attention"], genes={"weight": {**GENE, "per": ["module"]}})
+    names = [c.name for c in space.coordinates(chosen, frame())]
+    assert names == ["weight.*q_proj*", "weight.attention", "weight.other"]
+    recipe = decode(chosen, frame(), **{"weight.*q_proj*": 0.1, "weight.attention": 0.2, "weight.other": 0.3})
+    found = places([f"model.layers.0.{part}.weight" for part in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up")])
+    assert [recipe.coefficients(place)["weight"][0] for place in found.values()] == [0.1, 0.2, 0.3]
+
+
+SEVERAL = {
+    "method": ["dare_ties", "task_arithmetic"],
+    "genes": {"weight": {**GENE, "per": ["expert"]}, "density": {"low": 0.1, "high": 1.0}},
+}
+
+
+def test_a_search_may_choose_the_method_for_the_whole_model() -> None:
+    chosen = make(**SEVERAL)
+    points = space.coordinates(chosen, frame())
+    assert points[0] == Coordinate("method", 0.0, 1.0, "dare_ties", False, ("dare_ties", "task_arithmetic"))
+    assert decode(chosen, frame()).method == "dare_ties"
+    recipe = decode(chosen, frame(), method="task_arithmetic")
+    assert recipe.method == "task_arithmetic"
+    assert set(recipe.parameters) == {"weight", "lambda"}  # the density is dare_ties' alone
+
+
+def test_genes_that_the_chosen_method_lacks_make_no_other_candidate() -> None:
+    chosen = make(**SEVERAL)
+    recipes = [decode(chosen, frame(), method="task_arithmetic", density=value) for value in (0.2, 0.9)]
+    assert recipes[0].sha256 == recipes[1].sha256
+    assert decode(chosen, frame(), density=0.2).sha256 != decode(chosen, frame(), density=0.9).sha256
+
+
+def test_a_search_may_choose_the_method_per_module_group() -> None:
+    method = {"choose": ["ties", "task_arithmetic"], "per": ["module"]}
+    chosen = make(**{**SEVERAL, "method": method, "modules": ["*q_proj*", "mlp"]})
+    recipe = decode(chosen, frame(), **{"method.mlp": "task_arithmetic"})
+    assert recipe.method == {"*q_proj*": "ties", "mlp": "task_arithmetic", "*": "ties"}
+
+
+def test_options_are_fixed_for_all_methods_or_for_one() -> None:
+    chosen = make(**SEVERAL, fixed={"normalize": True, "dare_ties": {"rescale": False}})
+    assert decode(chosen, frame()).options == {"dare_ties": {"normalize": True, "rescale": False}}
+    assert decode(chosen, frame(), method="task_arithmetic").options == {"task_arithmetic": {"normalize": True}}
+
+
+def test_known_points_look_at_every_method() -> None:
+    points = space.known_points(make(**SEVERAL), frame())
+    assert [point["method"] for point in points[:2]] == ["dare_ties", "task_arithmetic"]
+    assert [recipe.method for recipe in space.representatives(make(**SEVERAL), frame())] == list(SEVERAL["method"])
+
+
+def test_a_choice_is_an_equal_part_of_the_unit_interval() -> None:
+    choice = Coordinate("method", 0.0, 1.0, "x", False, ("x", "y", "z"))
+    assert [choice.from_unit(unit) for unit in (-1.0, 0.0, 0.3, 0.34, 0.66, 0.67, 1.0, 2.0)] == [*"xxxyyzzz"]
+    assert all(choice.from_unit(choice.to_unit(name)) == name for name in choice.choices)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": ["ties"]}, "method"),
+        ({"method": ["ties", "ties"]}, "choose names a method twice"),
+        ({"method": ["ties", "tise"]}, "method: unknown method 'tise'. Did you mean 'ties'"),
+        ({"method": ["della", "ram"]}, "mean different things by epsilon"),
+        (
+            {"method": {"choose": ["ties", "linear"], "per": ["module"]}, "modules": []},
+            "method.per: has module, but",
+        ),
+        ({"method": ["ties", "linear"]}, "genes.density: ties or linear needs it"),
+        ({"modules": ["atention"]}, "modules: unknown module group 'atention'"),
+    ],
+)
+def test_faults_of_methods_and_patterns_name_the_key_and_the_cure(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        make(**changes)
+    assert message in "\n".join(faults_of(caught.value))

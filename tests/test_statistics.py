@@ -5,93 +5,85 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from evomerge import statistics
 from evomerge.checkpoints import Checkpoint
-from evomerge.statistics import EXACT, Statistics
+from evomerge.errors import CheckpointError, StudyError
+from evomerge.statistics import Statistics
+from evomerge.tables import KINDS
+
+NAME = "model.layers.1.mlp.up_proj.weight"
 
 
-def _table(base: torch.Tensor, expert: torch.Tensor) -> Statistics:
-    return Statistics("magnitude", {"t": statistics.magnitudes(base, expert)}, {"t": base.numel()})
+def open_family(folder: Path, cache: Path, messages: list[str]) -> Statistics:
+    base = Checkpoint(folder / "models/base", "base")
+    experts = {name: Checkpoint(folder / "models" / name, f"experts.{name}") for name in ("ant", "bee")}
+    return Statistics(base, experts, list(base), cache, messages.append)
 
 
-@given(st.integers(1, 2000), st.floats(0.001, 1.0))
-@settings(max_examples=60, deadline=None)
-def test_small_tensors_keep_the_density_exactly(size: int, density: float) -> None:
-    expert = torch.randn(size, generator=torch.Generator().manual_seed(size))
-    threshold = _table(torch.zeros(size), expert).threshold("t", density)
-    assert int((expert.abs() >= threshold).sum()) == max(1, round(density * size))
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_are_computed_once_and_read_back_bit_for_bit(family: Path, tmp_path: Path, kind: str) -> None:
+    messages: list[str] = []
+    experts = ["ant", "bee"] if "gram" in kind or kind == "variance" else ["bee"]
+    first, second = (open_family(family, tmp_path, messages).table(kind, experts, NAME) for _ in range(2))
+    assert messages == [f"computing the {kind.replace('_', ' ')} table of {', '.join(experts)}"]
+    assert vars(first).keys() == vars(second).keys()
+    assert all(np.array_equal(value, vars(second)[key]) for key, value in vars(first).items())
 
 
-@pytest.mark.parametrize("density", [0.001, 0.05, 0.1, 0.333, 0.5, 0.9, 0.999, 1.0])
-def test_large_tensors_keep_the_density_within_a_thousandth(density: float) -> None:
-    size = 8 * EXACT + 77
-    expert = torch.randn(size, generator=torch.Generator().manual_seed(0)) ** 3
-    threshold = _table(torch.zeros(size), expert).threshold("t", density)
-    assert abs(float((expert.abs() >= threshold).double().mean()) - density) <= 1e-3
+def test_each_table_is_of_its_own_experts_and_tensor(family: Path, tmp_path: Path) -> None:
+    opened = open_family(family, tmp_path, [])
+    found = [opened.table("magnitude", [expert], NAME).total[0] for expert in ("ant", "bee")]
+    found.append(opened.table("magnitude", ["ant"], "model.norm.weight").total[0])
+    assert len(set(found)) == 3
+    gram, turned = (opened.table("gram", experts, NAME).dots for experts in (["ant", "bee"], ["bee", "ant"]))
+    assert gram[1, 1] == turned[2, 2] != gram[2, 2]
 
 
-def test_magnitudes_that_tie_with_the_threshold_are_all_kept() -> None:
-    expert = torch.tensor([1.0, 1.0, 1.0, 2.0])
-    threshold = _table(torch.zeros(4), expert).threshold("t", 0.5)
-    assert int((expert >= threshold).sum()) == 4
-
-
-def test_an_empty_tensor_has_a_threshold() -> None:
-    assert _table(torch.zeros(0), torch.zeros(0)).threshold("t", 0.5) == 0.0
-
-
-def test_the_cosine_does_not_depend_on_threads() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(3_000_001, generator=generator), torch.randn(3_000_001, generator=generator)
-    before, found = torch.get_num_threads(), set()
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        found.add(float(statistics.cosine(a, b)[0]))
-    torch.set_num_threads(before)
-    assert len(found) == 1
-    assert found.pop() == pytest.approx(float(torch.nn.functional.cosine_similarity(a, b, dim=0)), abs=1e-6)
-
-
-def test_the_cosine_of_a_zero_tensor_is_one() -> None:
-    assert statistics.cosine(torch.zeros(3), torch.ones(3)).tolist() == [1.0]
-
-
-@pytest.fixture
-def loaded(family: Path, tmp_path: Path) -> tuple[list[str], Path]:
-    """Messages of the loads done by the test, and the cache folder."""
-    return [], tmp_path / "tables"
-
-
-def _load(family: Path, messages: list[str], cache: Path) -> Statistics:
-    base, expert = Checkpoint(family / "models/base", "base"), Checkpoint(family / "models/ant", "experts.ant")
-    return statistics.load("magnitude", base, expert, list(base), cache, messages.append)
-
-
-def test_tables_are_computed_once(family: Path, loaded: tuple[list[str], Path]) -> None:
-    messages, cache = loaded
-    first, second = _load(family, messages, cache), _load(family, messages, cache)
-    assert len(messages) == 1
-    assert first.threshold("model.norm.weight", 0.5) == second.threshold("model.norm.weight", 0.5)
-
-
-@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
-def test_damaged_tables_are_computed_again(
-    family: Path, loaded: tuple[list[str], Path], damage: bytes | None
-) -> None:
-    messages, cache = loaded
-    whole = _load(family, messages, cache).threshold("model.norm.weight", 0.5)
-    (file,) = cache.glob("*.npz")
+@pytest.mark.parametrize("damage", ["empty", "nonsense", "one bit", "other tensors"])
+def test_damaged_tables_are_computed_again(family: Path, tmp_path: Path, damage: str) -> None:
+    messages: list[str] = []
+    whole = open_family(family, tmp_path, messages).table("magnitude", ["ant"], NAME)
+    (file,) = tmp_path.glob("*.safetensors")
     data = bytearray(file.read_bytes())
-    if damage is None:
-        data[len(data) // 2] ^= 0xFF
-    file.write_bytes(bytes(data) if damage is None else damage)
-    assert _load(family, messages, cache).threshold("model.norm.weight", 0.5) == whole
-    assert np.load(file, allow_pickle=False).files
+    data[-100] ^= 1
+    replaced = {"empty": b"", "nonsense": b"nonsense", "one bit": bytes(data)}
+    file.unlink()  # the old one is mapped
+    if damage == "other tensors":
+        save_file({"x": torch.zeros(2)}, file)
+    else:
+        file.write_bytes(replaced[damage])
+    again = open_family(family, tmp_path, messages).table("magnitude", ["ant"], NAME)
+    assert len(messages) == 2
+    assert np.array_equal(whole.values, again.values)
+    assert f"{NAME}|values" in load_file(file)
 
 
-def test_values_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(ValueError, match="not finite"):
-        statistics.magnitudes(torch.zeros(2), torch.tensor([1.0, float("nan")]))
+def test_values_that_are_not_finite_are_an_error_that_names_file_and_tensor(family: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    state = load_file(family / "models/ant/model.safetensors")
+    state[NAME][3, 4] = float("nan")
+    save_file(state, folder / "model.safetensors")
+    base, expert = Checkpoint(family / "models/base", "base"), Checkpoint(folder, "experts.broken")
+    opened = Statistics(base, {"broken": expert}, list(base), tmp_path / "tables")
+    with pytest.raises(CheckpointError, match=f"experts.broken: {NAME} has values that are not finite in .*broken"):
+        opened.table("magnitude", ["broken"], NAME)
+    turned = Statistics(expert, {"base": base}, list(base), tmp_path / "tables")
+    with pytest.raises(CheckpointError, match=f"experts.broken: {NAME}"):
+        turned.table("gram", ["base"], NAME)
+
+
+def test_a_cache_that_cannot_be_written_is_one_clear_error(family: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="cannot be written"):
+        open_family(family, tmp_path / "file" / "tables", []).table("gram", ["ant"], NAME)
+
+
+def test_the_version_is_part_of_the_name(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    open_family(family, tmp_path, messages).table("gram", ["ant"], NAME)
+    monkeypatch.setattr(statistics, "_VERSION", "next")
+    open_family(family, tmp_path, messages).table("gram", ["ant"], NAME)
+    assert len(messages) == 2

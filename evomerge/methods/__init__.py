@@ -4,23 +4,33 @@ A method says what to do with one tensor's elements, given the base, the experts
 holds:
 
 - a docstring: the formula, the paper, what each parameter means;
-- `PARAMETERS`: tuple of `Parameter`, the coefficients that may vary by layer, module group and expert;
+- `PARAMETERS`: tuple of `Parameter`, the coefficients that may vary by layer, module group, tensor and expert;
 - `OPTIONS`: dict of the switches that hold for the whole model, with their defaults;
 - `EXPERTS`: (fewest, most) experts it takes; most is None where there is no limit;
-- `TABLES`: which tables of `evomerge.statistics` it looks up: a subset of {"magnitude", "cosine"};
-- `INDEXED`: whether `merge` needs the element indices (for hashed masks);
-- `scalars(tensor: TensorInputs) -> dict[str, list[float] | list[int]]`: everything about one tensor that does
-  not depend on the element, in Python floats: thresholds looked up, mask keys, divisors. Floats become float32
-  tensors and ints int32 tensors of shape (len,);
+- `INDEXED`: whether `merge` needs the elements' numbers (for hashed masks);
+- `scalars(tensor: TensorInputs) -> Scalars`: everything about one tensor that does not depend on the element:
+  thresholds looked up, mask keys, divisors. Lists of floats become float32 tensors and lists of ints int32 tensors
+  of shape (len,). `ByRow` arrays (n, rows, m) and `ByColumn` arrays (n, 1, columns) hold what varies by row (the
+  last dimension is a row, a vector is one row) or by column (the place behind the first dimension);
 - `merge(base, experts, s, options) -> Tensor`: the elementwise pass. `base` and each of `experts` are float32
-  blocks of shape (n,); `s` has what `scalars` returned, and `s["index"]`, int32 (n,), if `INDEXED`. Returns
-  float32 (n,). Plain torch elementwise operations only: the same code runs eager and compiled, with equal bits.
+  blocks of shape (n,), or (rows, columns) where a scalar is `ByRow` or `ByColumn`; `s` has what `scalars` returned
+  (of a `ByRow` array, the block's rows), and `s["element"]`, int32, the elements' numbers, if `INDEXED`. Returns
+  float32 of the block's shape. Plain torch elementwise operations and look-ups only: the same code runs eager and
+  compiled, with equal bits.
+
+What a method has to know of the whole tensor (order statistics, angles) it looks up in `TensorInputs.table`; it is
+computed once per study, see `evomerge.tables`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.tables import ByColumn, ByRow, Scalars
+
+__all__ = ["DENSITY", "LAMBDA", "WEIGHT", "ByColumn", "ByRow", "Parameter", "Scalars", "TensorInputs"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,7 @@ class TensorInputs:
         experts: the experts' names, in the order of `merge`'s `experts`.
         values: parameter -> its values for this tensor: K of them if per expert, else one.
         options: the method's options.
-        threshold: (expert, density) -> the magnitude |θk − θ0| that the kept fraction reaches; None unless the
-            method's TABLES has "magnitude".
-        cosine: expert -> cosine between θ0 and θk; empty unless TABLES has "cosine".
+        table: (kind, experts) -> this tensor's table of a kind of `evomerge.tables.KINDS`.
     """
 
     name: str
@@ -67,8 +75,7 @@ class TensorInputs:
     values: Mapping[str, tuple[float, ...]]
     options: Mapping[str, bool]
     seed: int
-    threshold: Callable[[str, float], float] | None = None
-    cosine: Mapping[str, float] = field(default_factory=dict)
+    table: Callable[[str, Sequence[str]], Any]
 
 
 WEIGHT = Parameter("weight", per_expert=True)

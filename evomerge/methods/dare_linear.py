@@ -7,7 +7,8 @@
 - `weight`, per expert: any number.
 - `density`, per expert, in (0, 1]: the fraction of elements kept.
 - `lambda`: scales the whole sum; 1 by default.
-- options `rescale` (default true): divide what is kept by the density; `normalize` (default false).
+- options `rescale` (default true): divide what is kept by the density, as the paper does (mergekit takes the
+  factor that restores the L1 norm of what its mask happened to keep); `normalize` (default false).
 """
 
 from __future__ import annotations
@@ -17,20 +18,18 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evomerge import kernels
-from evomerge.methods import DENSITY, LAMBDA, WEIGHT, TensorInputs
-from evomerge.methods._common import factor, random_drop
+from evomerge.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
+from evomerge.methods._common import random_drop, scaled_weights
 
 PARAMETERS = (WEIGHT, DENSITY, LAMBDA)
 OPTIONS = {"normalize": False, "rescale": True}
 EXPERTS = (1, None)
-TABLES: frozenset[str] = frozenset()
 INDEXED = True
 
 
-def scalars(tensor: TensorInputs) -> dict[str, list[float] | list[int]]:
-    """weight: (K,), with λ and the normalization in it; and the masks' scalars."""
-    common = factor(tensor)
-    return {"weight": [common * weight for weight in tensor.values["weight"]], **random_drop(tensor)}
+def scalars(tensor: TensorInputs) -> Scalars:
+    """weight: (K,), with λ and the normalization in it; and those of the mask."""
+    return {"weight": scaled_weights(tensor), **random_drop(tensor)}
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:

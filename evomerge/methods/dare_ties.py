@@ -6,8 +6,8 @@
 - `weight`, per expert: any number.
 - `density`, per expert, in (0, 1]: the fraction of elements kept.
 - `lambda`: scales the whole sum; 1 by default.
-- options `rescale` (default true): divide what is kept by the density; `normalize` (default false): divide by
-  the weights that took part in each element.
+- options `rescale` (default true): divide what is kept by the density, as the paper does; `normalize` (default
+  false): divide by the weights that took part in each element.
 """
 
 from __future__ import annotations
@@ -17,23 +17,18 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evomerge import kernels
-from evomerge.methods import DENSITY, LAMBDA, WEIGHT, TensorInputs
+from evomerge.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
 from evomerge.methods._common import random_drop
 
 PARAMETERS = (WEIGHT, DENSITY, LAMBDA)
 OPTIONS = {"normalize": False, "rescale": True}
 EXPERTS = (1, None)
-TABLES: frozenset[str] = frozenset()
 INDEXED = True
 
 
-def scalars(tensor: TensorInputs) -> dict[str, list[float] | list[int]]:
-    """weight: (K,); lambda: (1,); and the masks' scalars."""
-    return {
-        "weight": list(tensor.values["weight"]),
-        "lambda": list(tensor.values["lambda"]),
-        **random_drop(tensor),
-    }
+def scalars(tensor: TensorInputs) -> Scalars:
+    """weight: (K,); lambda: (1,); and those of the mask."""
+    return {"weight": list(tensor.values["weight"]), "lambda": list(tensor.values["lambda"]), **random_drop(tensor)}
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:

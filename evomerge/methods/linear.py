@@ -13,16 +13,15 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evomerge import kernels
-from evomerge.methods import WEIGHT, TensorInputs
+from evomerge.methods import WEIGHT, Scalars, TensorInputs
 
 PARAMETERS = (WEIGHT,)
 OPTIONS = {"normalize": True}
 EXPERTS = (1, None)
-TABLES: frozenset[str] = frozenset()
 INDEXED = False
 
 
-def scalars(tensor: TensorInputs) -> dict[str, list[float] | list[int]]:
+def scalars(tensor: TensorInputs) -> Scalars:
     """weight: (K,), normalized here and not per element."""
     weights = tensor.values["weight"]
     total = sum(weights)

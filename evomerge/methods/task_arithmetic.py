@@ -14,20 +14,18 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evomerge import kernels
-from evomerge.methods import LAMBDA, WEIGHT, TensorInputs
-from evomerge.methods._common import factor
+from evomerge.methods import LAMBDA, WEIGHT, Scalars, TensorInputs
+from evomerge.methods._common import scaled_weights
 
 PARAMETERS = (WEIGHT, LAMBDA)
 OPTIONS = {"normalize": False}
 EXPERTS = (1, None)
-TABLES: frozenset[str] = frozenset()
 INDEXED = False
 
 
-def scalars(tensor: TensorInputs) -> dict[str, list[float] | list[int]]:
+def scalars(tensor: TensorInputs) -> Scalars:
     """weight: (K,), with λ and the normalization in it."""
-    common = factor(tensor)
-    return {"weight": [common * weight for weight in tensor.values["weight"]]}
+    return {"weight": scaled_weights(tensor)}
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:

@@ -8,7 +8,7 @@ with the threshold are all kept, where a sort keeps an arbitrary few of them.
 - `density`, per expert, in (0, 1]: the fraction of elements kept.
 - `lambda`: scales the whole sum; 1 by default.
 - options `normalize` (default true): divide by the weights that took part in each element; `rescale` (default
-  false): divide what is kept by the density.
+  false): restore the L1 norm that the task vector had before it was trimmed.
 """
 
 from __future__ import annotations
@@ -18,29 +18,21 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evomerge import kernels
-from evomerge.methods import DENSITY, LAMBDA, WEIGHT, TensorInputs
-from evomerge.methods._common import scale
+from evomerge.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
+from evomerge.methods._common import trimmed
 
 PARAMETERS = (WEIGHT, DENSITY, LAMBDA)
 OPTIONS = {"normalize": True, "rescale": False}
 EXPERTS = (1, None)
-TABLES = frozenset({"magnitude"})
 INDEXED = False
 
 
-def scalars(tensor: TensorInputs) -> dict[str, list[float] | list[int]]:
-    """weight, threshold, scale: (K,); lambda: (1,)."""
-    assert tensor.threshold is not None
-    densities = tensor.values["density"]
-    return {
-        "weight": list(tensor.values["weight"]),
-        "lambda": list(tensor.values["lambda"]),
-        "threshold": [tensor.threshold(k, d) for k, d in zip(tensor.experts, densities, strict=True)],
-        "scale": scale(tensor),
-    }
+def scalars(tensor: TensorInputs) -> Scalars:
+    """weight: (K,); lambda: (1,); and those of the mask."""
+    return {"weight": list(tensor.values["weight"]), "lambda": list(tensor.values["lambda"]), **trimmed(tensor)}
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
-    """θ0 + λ·elect(wk·trim(δk))."""
-    deltas = kernels.trim(kernels.task_vectors(base, experts), s)
+    """θ0 + λ·elect(wk·mk(δk))."""
+    deltas = kernels.band(kernels.task_vectors(base, experts), s)
     return base + s["lambda"][0] * kernels.elect(deltas, s["weight"], normalize=options["normalize"])

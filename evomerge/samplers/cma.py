@@ -1,7 +1,8 @@
 """CMA-ES: covariance matrix adaptation evolution strategy, by pycma. The default.
 
 Hansen 2016, "The CMA evolution strategy: a tutorial", arXiv 1604.00772. Searches the unit cube that the genes'
-bounds map to. The first generation is the known points, and the best of them is the first mean.
+bounds map to; a choice takes equal parts of its side. The first generation is the known points, and the best of
+them is the first mean.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from pydantic import Field
 
 from evomerge.recipe import Strict
@@ -38,7 +38,8 @@ class TpeSampler:
         self._seed = seed
         self._study = optuna.create_study(direction="maximize")
         self._distributions: dict[str, BaseDistribution] = {
-            c.name: FloatDistribution(c.low, c.high, log=c.log) for c in coordinates
+            c.name: CategoricalDistribution(c.choices) if c.choices else FloatDistribution(c.low, c.high, log=c.log)
+            for c in coordinates
         }
         self._starts = list(starts)
         self._asked: list[Genome] = []

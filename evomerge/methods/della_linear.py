@@ -1,0 +1,40 @@
+"""DELLA's drop with task arithmetic: keep large elements more often, add up what is kept.
+
+θ = θ0 + λ·Σk wk·mk(δk), where mk keeps an element with probability dk − εk + 2·εk·r, r in [0, 1] its rank by
+magnitude within its row (the last dimension); the sum is divided by Σk wk with `normalize`. Deep et al. 2024,
+"DELLA-Merging", arXiv 2406.11617, §3 (MAGPRUNE). Ranks and uniforms as in `della`.
+
+- `weight`, per expert: any number.
+- `density`, per expert, in (0, 1]: the mean probability of an element to be kept.
+- `epsilon`, per expert, in [0, 0.5]: how far the probability varies with the rank, 0.15 by default; lowered
+  where density ± epsilon would leave [0, 1].
+- `lambda`: scales the whole sum; 1 by default.
+- options `rescale` (default true): multiply what is kept by Σ|δ| / Σ p·|δ|, which keeps each tensor's L1 norm
+  in expectation (mergekit restores it for what its mask happened to keep); `normalize` (default false).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from evomerge import kernels
+from evomerge.methods import DENSITY, LAMBDA, WEIGHT, Parameter, Scalars, TensorInputs
+from evomerge.methods._common import drop_by_rank, scaled_weights
+
+PARAMETERS = (WEIGHT, DENSITY, Parameter("epsilon", per_expert=True, low=0.0, high=0.5, default=0.15), LAMBDA)
+OPTIONS = {"normalize": False, "rescale": True}
+EXPERTS = (1, None)
+INDEXED = True
+
+
+def scalars(tensor: TensorInputs) -> Scalars:
+    """weight: (K,), with λ and the normalization in it; and those of the mask."""
+    return {"weight": scaled_weights(tensor), **drop_by_rank(tensor)}
+
+
+def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
+    """θ0 + Σk wk·mk(δk)."""
+    deltas = kernels.drop_by_rank(kernels.task_vectors(base, experts), s)
+    return base + kernels.weighted_sum(deltas, s["weight"])
