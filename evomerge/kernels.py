@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from evomerge import masks, tables
-from evomerge.tables import ByColumn, ByRow, Scalars
+from evomerge.tables import ByRow, Scalars
 
 # Elements: a block's temporaries stay in the second-level cache, and torch does not share so few out to threads,
 # which on a busy machine would wait for each other at every step.
@@ -50,28 +50,28 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 
 def drop_random(deltas: Sequence[Tensor], s: Mapping[str, Tensor]) -> list[Tensor]:
-    """DARE's drop and rescale (Yu et al. 2024, eq. 2): keep δk's element where its hash is within the cutoff.
+    """DARE's drop (Yu et al. 2024, eq. 2): δk's elements whose hash is within the cutoff, times the factor.
 
-    s: element int32 (n,); cutoff, salt_1, salt_2 int32 (K,); scale float32 (K,).
+    s: element int32 (n,); cutoff, salt_1, salt_2 int32 (K,); factor float32 (K,).
     """
     kept = []
     for k, delta in enumerate(deltas):
         keep = masks.bits(s["element"], s["salt_1"][k], s["salt_2"][k]) <= s["cutoff"][k]
-        kept.append(torch.where(keep, delta * s["scale"][k], 0.0))
+        kept.append(torch.where(keep, delta * s["factor"][k], 0.0))
     return kept
 
 
 def drop_by_rank(deltas: Sequence[Tensor], s: Mapping[str, Tensor]) -> list[Tensor]:
-    """DELLA's MAGPRUNE (Deep et al. 2024, §3): keep δk's element with probability p = lowest + r/steepness, r in
-    [0, 1] being its rank by magnitude in its row.
+    """DELLA's MAGPRUNE (Deep et al. 2024, §3): δk's elements, times the factor, each kept with probability
+    p = lowest + r/steepness, r in [0, 1] being its rank by magnitude in its row.
 
     An element whose uniform is u is kept if u < p, that is if r > q = (u - lowest)·steepness: if its magnitude is
     above the row's quantile at q. Of magnitudes that tie, either all of these or none are above; the hash's last
     bit decides whether they take their highest rank or their lowest, so on average their mean rank.
 
-    s: element int32 (rows, columns); salt_1, salt_2, exact int32 (K,); lowest, steepness, scale, half float32 (K,);
-    quantiles float32 (K, rows, points). exact is 1 and half 0 where all ranks of a row are among its points. Else
-    they are 0 and 1/2: an element between two points counts as half-way.
+    s: element int32 (rows, columns); salt_1, salt_2, exact int32 (K,); lowest, steepness, factor, half float32
+    (K,); quantiles float32 (K, rows, points). exact is 1 and half 0 where all ranks of a row are among its points.
+    Else they are 0 and 1/2: an element between two points counts as half-way.
     """
     kept = []
     points = s["quantiles"].shape[2]
@@ -87,37 +87,44 @@ def drop_by_rank(deltas: Sequence[Tensor], s: Mapping[str, Tensor]) -> list[Tens
         size = delta.abs()
         passes = torch.where(highest == 0, size > threshold, size >= threshold)
         keep = (quantile < 0.0) | ((quantile < 1.0) & passes)
-        kept.append(torch.where(keep, delta * s["scale"][k], 0.0))
+        kept.append(torch.where(keep, delta * s["factor"][k], 0.0))
     return kept
+
+
+def trim(deltas: Sequence[Tensor], s: Mapping[str, Tensor]) -> list[Tensor]:
+    """TIES' trim (Yadav et al. 2023, §3.1): δk's elements of magnitude `low` and more, times the factor.
+
+    s: low, factor float32 (K,).
+    """
+    return [torch.where(delta.abs() >= s["low"][k], delta * s["factor"][k], 0.0) for k, delta in enumerate(deltas)]
 
 
 def band(deltas: Sequence[Tensor], s: Mapping[str, Tensor]) -> list[Tensor]:
-    """Keep δk's elements of magnitude `low` to `high`: TIES' trim (Yadav et al. 2023, §3.1) where high is infinite,
-    Breadcrumbs' mask (Davari & Belilovsky 2024, §3) where not.
+    """Breadcrumbs' mask (Davari & Belilovsky 2024, §3): δk's elements of magnitude `low` to `high`, times the
+    factor.
 
-    s: low, high, scale float32 (K,).
+    s: low, high, factor float32 (K,).
     """
-    kept = []
-    for k, delta in enumerate(deltas):
-        size = delta.abs()
-        keep = (size >= s["low"][k]) & (size <= s["high"][k])
-        kept.append(torch.where(keep, delta * s["scale"][k], 0.0))
-    return kept
+    kept = trim(deltas, s)
+    return [torch.where(delta.abs() <= s["high"][k], kept[k], 0.0) for k, delta in enumerate(deltas)]
 
 
-def elect(deltas: Sequence[Tensor], weights: Tensor, *, normalize: bool, vote: Tensor | None = None) -> Tensor:
+def elect(terms: Sequence[Tensor], weights: Tensor, *, normalize: bool, vote: Tensor | None = None) -> Tensor:
     """TIES' sign election and disjoint merge (Yadav et al. 2023, §3.2-3.3), weighted as mergekit does.
 
-    The elected sign is that of `vote`, Σ wk·δk by default, + where that is 0. Weighted deltas of the other sign are
-    left out. With `normalize` the sum is divided by the weights that took part, or by 1 where they add up to 0.
+    The elected sign is that of `vote`, the sum of the terms by default, + where that is 0. Terms of the other sign
+    are left out. With `normalize` the sum is divided by the weights that took part, or by 1 where they add up to 0.
+
+    Args:
+        terms: wk·δk of each expert, dropped elements 0.
+        weights: wk, float32 (K,).
     """
-    weighted = [delta * weights[k] for k, delta in enumerate(deltas)]
-    positive = (total(weighted) if vote is None else vote) >= 0
+    positive = (total(terms) if vote is None else vote) >= 0
     if not normalize:
-        up, down = total([torch.relu(term) for term in weighted]), total([torch.relu(-term) for term in weighted])
+        up, down = total([torch.relu(term) for term in terms]), total([torch.relu(-term) for term in terms])
         return torch.where(positive, up, -down)
-    agrees = [torch.where(positive, term > 0, term < 0) for term in weighted]
-    merged = total([torch.where(agree, term, 0.0) for agree, term in zip(agrees, weighted, strict=True)])
+    agrees = [torch.where(positive, term > 0, term < 0) for term in terms]
+    merged = total([torch.where(agree, term, 0.0) for agree, term in zip(agrees, terms, strict=True)])
     divisor = total([torch.where(agree, weights[k], 0.0) for k, agree in enumerate(agrees)])
     return merged / torch.where(divisor == 0, 1.0, divisor)
 
@@ -145,18 +152,14 @@ class Arguments:
         floats, ints: the numbers, one behind the other, on the pass's device. The last of `ints` is the number of
             the block's first element.
         arrays: float32, what varies by row (n, rows, m) or by column (n, 1, columns).
+        along: how the tensor is laid out: "flat", or in two dimensions as "rows" or "columns".
     """
 
     layout: Layout
     floats: Tensor
     ints: Tensor
     arrays: tuple[Tensor, ...]
-
-    @property
-    def along(self) -> str:
-        """How a tensor is laid out for the pass: "flat", or in two dimensions as "rows" or "columns"."""
-        kinds = {kind for _, kind, _ in self.layout}
-        return "rows" if "rows" in kinds else "columns" if "columns" in kinds else "flat"
+    along: str
 
 
 _SLOT = 16  # numbers: each tensor's begin at a multiple of 64 bytes
@@ -166,28 +169,28 @@ def arguments(scalars: Sequence[Scalars], device: torch.device) -> list[Argument
     """The arguments of many tensors' passes, brought to the device in one transfer."""
     floats: list[float] = []
     ints: list[int] = []
-    found: list[tuple[Layout, slice, slice, tuple[Tensor, ...]]] = []
+    found: list[tuple[Layout, slice, slice, tuple[Tensor, ...], str]] = []
     for one in scalars:
         layout: list[tuple[str, str, int]] = []
         arrays: list[Tensor] = []
-        starts = len(floats), len(ints)
+        first_float, first_int, along = len(floats), len(ints), "flat"
         for name, values in one.items():
-            if isinstance(values, ByRow | ByColumn):
-                layout.append((name, "rows" if isinstance(values, ByRow) else "columns", 0))
-                arrays.append(torch.from_numpy(values.array).to(device, torch.float32))
-            elif all(isinstance(value, int) for value in values):
-                layout.append((name, "int", len(values)))
-                ints.extend(int(value) for value in values)
+            if isinstance(values, list):
+                kind: str = "int" if type(values[0]) is int else "float"
+                layout.append((name, kind, len(values)))
+                (ints if kind == "int" else floats).extend(values)  # type: ignore[arg-type]
             else:
-                layout.append((name, "float", len(values)))
-                floats.extend(values)
+                along = "rows" if isinstance(values, ByRow) else "columns"
+                layout.append((name, along, 0))
+                arrays.append(torch.from_numpy(values.array).to(device, torch.float32))
         ints.append(0)
-        found.append((tuple(layout), slice(starts[0], len(floats)), slice(starts[1], len(ints)), tuple(arrays)))
+        own = slice(first_float, len(floats)), slice(first_int, len(ints))
+        found.append((tuple(layout), *own, tuple(arrays), along))
         floats.extend([0.0] * (-len(floats) % _SLOT))
         ints.extend([0] * (-len(ints) % _SLOT))
     all_floats = torch.tensor(floats, dtype=torch.float32, device=device)
     all_ints = torch.tensor(ints, dtype=torch.int32, device=device)
-    return [Arguments(layout, all_floats[f], all_ints[i], arrays) for layout, f, i, arrays in found]
+    return [Arguments(layout, all_floats[f], all_ints[i], arrays, along) for layout, f, i, arrays, along in found]
 
 
 # out, base, experts, floats, ints, arrays, lanes
@@ -287,13 +290,13 @@ def _or_eager(compiled: Pass, eager: Pass) -> Pass:
     return merge_pass
 
 
-def _laid_out(tensor: Tensor, along: str) -> Tensor:
-    """A view of a tensor for a pass: flat, or (rows, columns), or (first dimension, the rest)."""
+def _shape(out: Tensor, along: str) -> tuple[int, ...]:
+    """How a tensor is viewed for a pass: flat, or (rows, columns), or (first dimension, the rest)."""
     if along == "flat":
-        return tensor.view(-1)
+        return (out.numel(),)
     if along == "rows":
-        return tensor.view(tables.rows_of(tensor.shape))
-    return tensor.view(tensor.shape[0], -1) if tensor.dim() > 1 and tensor.numel() else tensor.view(1, -1)
+        return tables.rows_of(out.shape)
+    return (out.shape[0], out.numel() // out.shape[0]) if out.dim() > 1 and out.numel() else (1, out.numel())
 
 
 def merge(
@@ -316,32 +319,36 @@ def merge(
         arguments: see `arguments`.
         compiled: run the fused pass; else eager. The bits are the same.
     """
-    along = arguments.along
-    whole = _laid_out(out, along)
-    inputs = [_laid_out(tensor, along) for tensor in (base, *experts)]
-    key = tuple(sorted((name, options[name]) for name in method.OPTIONS))
-    run_pass, block, lanes = _eager_pass(method, key, arguments.layout), EAGER_BLOCK, None
+    if not out.numel():
+        return
+    shape = _shape(out, arguments.along)
+    options_key = tuple((name, options[name]) for name in method.OPTIONS)
+    run_pass, block, lanes = _eager_pass(method, options_key, arguments.layout), EAGER_BLOCK, None
     # torch compiles lengths of 1 apart.
-    worthwhile = whole.numel() >= SMALL and min(whole.shape) > 1
+    worthwhile = out.numel() >= SMALL and min(shape) > 1
     if compiled and worthwhile and out.device.type not in _broken_compilers:
-        run_pass = _or_eager(_compiled_pass(method, key, arguments.layout, len(experts)), run_pass)
+        run_pass = _or_eager(_compiled_pass(method, options_key, arguments.layout, len(experts)), run_pass)
         block = COMPILED_BLOCK
         if method.INDEXED and out.device.type == "cpu":
-            columns = whole.shape[1] if along != "flat" else _width(whole.numel())
+            columns = shape[1] if len(shape) > 1 else _width(out.numel())
             if _FEWEST_LANES <= columns <= _MOST_LANES:
-                whole, inputs = whole.view(-1, columns), [tensor.view(-1, columns) for tensor in inputs]
-                lanes = _lanes()[:columns]
-    width = whole.numel() // whole.shape[0] if whole.numel() else 1
+                shape, lanes = (out.numel() // columns, columns), _lanes()[:columns]
+    whole, *inputs = (tensor.view(shape) for tensor in (out, base, *experts))
+    width = out.numel() // shape[0]
     step = max(1, block // width)
     with torch.no_grad():
-        for start in range(0, whole.shape[0] if whole.numel() else 0, step):
-            stop = min(start + step, whole.shape[0])
-            first, *rest = (tensor[start:stop] for tensor in inputs)
+        if step >= shape[0]:
+            first, *rest = inputs
+            run_pass(whole, first, rest, arguments.floats, arguments.ints, arguments.arrays, lanes)
+            return
+        for start in range(0, shape[0], step):
+            part = slice(start, start + step)
+            first, *rest = (tensor[part] for tensor in inputs)
             ints = _starting_at(arguments.ints, start * width) if start else arguments.ints
             arrays = arguments.arrays
-            if along == "rows":
-                arrays = tuple(array[:, start:stop] for array in arrays)
-            run_pass(whole[start:stop], first, rest, arguments.floats, ints, arrays, lanes)
+            if arguments.along == "rows":
+                arrays = tuple(array[:, part] for array in arrays)
+            run_pass(whole[part], first, rest, arguments.floats, ints, arrays, lanes)
 
 
 def _starting_at(ints: Tensor, element: int) -> Tensor:

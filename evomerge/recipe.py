@@ -159,7 +159,7 @@ class Recipe(Strict):
         found = {}
         for parameter in plugins.load("methods", self.method_at(place)).PARAMETERS:
             table = self.parameters[parameter.name]
-            row = table[key_of(table, place) or ANY]
+            row = table[ANY] if len(table) == 1 else table[key_of(table, place) or ANY]
             keys = self.experts if parameter.per_expert else ("",)
             found[parameter.name] = tuple(_at(row[key], place.layer) for key in keys)
         return found

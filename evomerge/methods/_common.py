@@ -11,14 +11,25 @@ from evomerge.methods import ByRow, Scalars, TensorInputs
 from evomerge.tables import POINTS
 
 
-def random_drop(tensor: TensorInputs) -> Scalars:
-    """The scalars of `kernels.drop_random`; what is kept is divided by the density with `rescale`."""
+def random_drop(tensor: TensorInputs, weights: Sequence[float]) -> Scalars:
+    """The scalars of `kernels.drop_random`; with `rescale` what is kept is divided by the density.
+
+    weights: what each expert's kept elements are multiplied by besides.
+    """
     densities = tensor.values["density"]
     scale = [1.0 / density if tensor.options["rescale"] else 1.0 for density in densities]
-    return {"cutoff": [masks.cutoff(density) for density in densities], "scale": scale, **_salts(tensor)}
+    return {
+        "cutoff": [masks.cutoff(density) for density in densities],
+        "factor": _product(weights, scale),
+        **_salts(tensor),
+    }
 
 
-def drop_by_rank(tensor: TensorInputs) -> Scalars:
+def _product(weights: Sequence[float], scale: Sequence[float]) -> list[float]:
+    return [weight * own for weight, own in zip(weights, scale, strict=True)]
+
+
+def drop_by_rank(tensor: TensorInputs, weights: Sequence[float]) -> Scalars:
     """The scalars of `kernels.drop_by_rank`, DELLA's drop.
 
     epsilon is lowered where density ± epsilon would leave [0, 1], so that the mean stays the density. With
@@ -36,7 +47,7 @@ def drop_by_rank(tensor: TensorInputs) -> Scalars:
     return {
         "lowest": lowest,
         "steepness": steepness,
-        "scale": scale,
+        "factor": _product(weights, scale),
         "half": [0.5 if columns > POINTS else 0.0] * len(tables),
         "exact": [int(columns <= POINTS)] * len(tables),
         "quantiles": ByRow(np.stack([table.values for table in tables])),
@@ -52,12 +63,13 @@ def _salts(tensor: TensorInputs) -> Scalars:
     return {"salt_1": [first for first, _ in salts], "salt_2": [second for _, second in salts]}
 
 
-def trimmed(tensor: TensorInputs) -> Scalars:
-    """The scalars of `kernels.band` that keep the largest elements, TIES' trim."""
-    return banded(tensor, [0.0] * len(tensor.experts), fewest=1)
+def trimmed(tensor: TensorInputs, weights: Sequence[float]) -> Scalars:
+    """The scalars of `kernels.trim`, for the largest `density` of each expert's elements, one at least."""
+    scalars = banded(tensor, weights, [0.0] * len(tensor.experts), fewest=1)
+    return {"low": scalars["low"], "factor": scalars["factor"]}
 
 
-def banded(tensor: TensorInputs, gammas: Sequence[float], fewest: int = 0) -> Scalars:
+def banded(tensor: TensorInputs, weights: Sequence[float], gammas: Sequence[float], fewest: int = 0) -> Scalars:
     """The scalars of `kernels.band`: without the largest `gamma` of each expert's elements, the largest `density`,
     and `fewest` elements at least.
 
@@ -69,7 +81,7 @@ def banded(tensor: TensorInputs, gammas: Sequence[float], fewest: int = 0) -> Sc
         low.append(bottom)
         high.append(top)
         scale.append(1.0 / share if tensor.options["rescale"] and share > 0.0 else 1.0)
-    return {"low": low, "high": high, "scale": scale}
+    return {"low": low, "high": high, "factor": _product(weights, scale)}
 
 
 def factor(tensor: TensorInputs) -> float:

@@ -30,11 +30,10 @@ INDEXED = False
 
 
 def scalars(tensor: TensorInputs) -> Scalars:
-    """weight: (K,), with λ and the normalization in it; and those of the mask."""
-    return {"weight": scaled_weights(tensor), **banded(tensor, tensor.values["gamma"])}
+    """Those of the mask, the weights with λ and the normalization in its factors."""
+    return banded(tensor, scaled_weights(tensor), tensor.values["gamma"])
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
     """θ0 + Σk wk·mk(δk)."""
-    deltas = kernels.band(kernels.task_vectors(base, experts), s)
-    return base + kernels.weighted_sum(deltas, s["weight"])
+    return base + kernels.total(kernels.band(kernels.task_vectors(base, experts), s))

@@ -34,11 +34,11 @@ def scalars(tensor: TensorInputs) -> Scalars:
     return {
         "weight": list(tensor.values["weight"]),
         "lambda": list(tensor.values["lambda"]),
-        **banded(tensor, tensor.values["gamma"]),
+        **banded(tensor, tensor.values["weight"], tensor.values["gamma"]),
     }
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
     """θ0 + λ·elect(wk·mk(δk))."""
-    deltas = kernels.band(kernels.task_vectors(base, experts), s)
-    return base + s["lambda"][0] * kernels.elect(deltas, s["weight"], normalize=options["normalize"])
+    terms = kernels.band(kernels.task_vectors(base, experts), s)
+    return base + s["lambda"][0] * kernels.elect(terms, s["weight"], normalize=options["normalize"])

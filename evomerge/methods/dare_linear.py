@@ -28,11 +28,10 @@ INDEXED = True
 
 
 def scalars(tensor: TensorInputs) -> Scalars:
-    """weight: (K,), with λ and the normalization in it; and those of the mask."""
-    return {"weight": scaled_weights(tensor), **random_drop(tensor)}
+    """Those of the mask, the weights with λ and the normalization in its factors."""
+    return random_drop(tensor, scaled_weights(tensor))
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
     """θ0 + Σk wk·mk(δk)."""
-    deltas = kernels.drop_random(kernels.task_vectors(base, experts), s)
-    return base + kernels.weighted_sum(deltas, s["weight"])
+    return base + kernels.total(kernels.drop_random(kernels.task_vectors(base, experts), s))

@@ -28,10 +28,14 @@ INDEXED = True
 
 def scalars(tensor: TensorInputs) -> Scalars:
     """weight: (K,); lambda: (1,); and those of the mask."""
-    return {"weight": list(tensor.values["weight"]), "lambda": list(tensor.values["lambda"]), **random_drop(tensor)}
+    return {
+        "weight": list(tensor.values["weight"]),
+        "lambda": list(tensor.values["lambda"]),
+        **random_drop(tensor, tensor.values["weight"]),
+    }
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
     """θ0 + λ·elect(wk·mk(δk))."""
-    deltas = kernels.drop_random(kernels.task_vectors(base, experts), s)
-    return base + s["lambda"][0] * kernels.elect(deltas, s["weight"], normalize=options["normalize"])
+    terms = kernels.drop_random(kernels.task_vectors(base, experts), s)
+    return base + s["lambda"][0] * kernels.elect(terms, s["weight"], normalize=options["normalize"])

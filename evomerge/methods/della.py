@@ -36,11 +36,11 @@ def scalars(tensor: TensorInputs) -> Scalars:
     return {
         "weight": list(tensor.values["weight"]),
         "lambda": list(tensor.values["lambda"]),
-        **drop_by_rank(tensor),
+        **drop_by_rank(tensor, tensor.values["weight"]),
     }
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
     """θ0 + λ·elect(wk·mk(δk))."""
-    deltas = kernels.drop_by_rank(kernels.task_vectors(base, experts), s)
-    return base + s["lambda"][0] * kernels.elect(deltas, s["weight"], normalize=options["normalize"])
+    terms = kernels.drop_by_rank(kernels.task_vectors(base, experts), s)
+    return base + s["lambda"][0] * kernels.elect(terms, s["weight"], normalize=options["normalize"])

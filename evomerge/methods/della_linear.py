@@ -30,11 +30,10 @@ INDEXED = True
 
 
 def scalars(tensor: TensorInputs) -> Scalars:
-    """weight: (K,), with λ and the normalization in it; and those of the mask."""
-    return {"weight": scaled_weights(tensor), **drop_by_rank(tensor)}
+    """Those of the mask, the weights with λ and the normalization in its factors."""
+    return drop_by_rank(tensor, scaled_weights(tensor))
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
     """θ0 + Σk wk·mk(δk)."""
-    deltas = kernels.drop_by_rank(kernels.task_vectors(base, experts), s)
-    return base + kernels.weighted_sum(deltas, s["weight"])
+    return base + kernels.total(kernels.drop_by_rank(kernels.task_vectors(base, experts), s))

@@ -40,5 +40,6 @@ def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], opti
     deltas = kernels.task_vectors(base, experts)
     selected = tables.variance(deltas) >= s["threshold"][0]
     deltas = [torch.where(selected, delta, 0.0) for delta in deltas]
-    merged = kernels.elect(deltas, s["weight"], normalize=True, vote=kernels.total(deltas))
+    terms = [delta * s["weight"][k] for k, delta in enumerate(deltas)]
+    merged = kernels.elect(terms, s["weight"], normalize=True, vote=kernels.total(deltas))
     return base + s["lambda"][0] * merged
