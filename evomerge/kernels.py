@@ -300,8 +300,8 @@ _ROWS, _COLUMNS, _POINTS = 1009, 2003, 4099
 
 @functools.cache
 def _direct_pass(method: ModuleType, options: Options, layout: Layout, along: str, signature: _Signature) -> Pass:
-    """The pass compiled on CPU, without the look that `torch.compile` takes at the arguments of every call: it takes
-    longer than merging a small tensor.
+    """The pass compiled on CPU, without the look that `torch.compile` takes at the arguments of every call: that
+    takes longer than to merge a small tensor.
 
     Raises:
         Exception: whatever a compiler raises that does not work, or what was compiled holds for some sizes only.
