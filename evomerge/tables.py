@@ -20,7 +20,7 @@ from torch import Tensor
 EXACT = 1 << 16  # elements up to which a tensor's order statistics are kept whole
 GRID = 1 << 12  # intervals between the ranks kept of larger tensors: a kept fraction is off by 1/GRID at most
 POINTS = 65  # order statistics kept of each row, where rows are ranked
-_BLOCK = 1 << 20  # elements that sums are taken over at a time: fixed, so that no thread count changes a bit
+_BLOCK = 1 << 18  # elements that sums are taken over at a time: fixed, so that no thread count changes a bit
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,21 @@ def rows_of(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def blocks(base: Tensor, experts: Sequence[Tensor], step: int = _BLOCK) -> Iterator[list[np.ndarray]]:
-    """The task vectors δk = θk − θ0, flat, in float32, a block of elements at a time.
+    """The task vectors δk = θk − θ0, flat, in float32, a block of elements at a time. The next block overwrites it.
 
     Raises:
         ValueError: a value is not finite.
     """
-    flat = [tensor.reshape(-1) for tensor in (base, *experts)]
+    reference, *others = (tensor.reshape(-1) for tensor in (base, *experts))
+    # The same memory again and again: what many threads allocate and free they do not give back.
+    kept = torch.empty(len(others) + 1, min(step, base.numel()))
     for start in range(0, base.numel(), step):
-        reference, *others = (tensor[start : start + step].float() for tensor in flat)
-        deltas = [(other - reference).numpy() for other in others]
+        part = slice(start, start + step)
+        buffer = kept[:, : reference[part].numel()]
+        buffer[-1].copy_(reference[part])
+        for k, other in enumerate(others):
+            buffer[k].copy_(other[part]).sub_(buffer[-1])
+        deltas = [one.numpy() for one in buffer[:-1]]
         if not all(np.isfinite(delta).all() for delta in deltas):
             raise ValueError("has values that are not finite")
         yield deltas
@@ -98,34 +104,36 @@ class _Histogram:
 
     def add(self, values: np.ndarray, weights: Sequence[np.ndarray] = ()) -> None:
         """Counts float32 values, and adds each one's weights to its bucket's sums."""
-        buckets = values.view(np.int32) >> _SHIFT
-        self.counts += np.bincount(buckets, minlength=len(self.counts))
+        buckets = np.right_shift(values.view(np.int32), _SHIFT, dtype=np.int32).astype(np.intp)
+        np.add.at(self.counts, buckets, 1)
         for total, weight in zip(self.sums, weights, strict=True):
-            total += np.bincount(buckets, weights=weight, minlength=len(self.counts))
+            np.add.at(total, buckets, weight.astype(np.float64))
 
     def values(self, ranks: np.ndarray) -> np.ndarray:
         """The float32 values at these ranks, counted from the smallest."""
-        bucket, share = self._find(ranks)
-        low, high = self._edges(bucket)
+        used, place, share = self._find(ranks)
+        low, high = self._edges(used[place])
         found: np.ndarray = (low + share * (high - low)).astype(np.float32)
         return found
 
-    def below(self, ranks: np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
+    def below(self, ranks: np.ndarray, sums: np.ndarray | None = None) -> np.ndarray:
         """The sum of the values below each rank; or of other sums by bucket."""
-        if of is None:
-            low, high = self._edges(np.arange(len(self.counts)))
-            # The uppermost buckets, of infinities, are empty.
-            of = np.where(self.counts > 0, self.counts * (low + high) / 2.0, 0.0)
-        bucket, share = self._find(ranks)
+        used, place, share = self._find(ranks)
+        if sums is None:
+            low, high = self._edges(used)
+            of = self.counts[used] * (low + high) / 2.0
+        else:
+            of = sums[used]
         upto = np.concatenate([[0.0], np.cumsum(of)])
-        found: np.ndarray = upto[bucket] + share * of[bucket]
+        found: np.ndarray = upto[place] + share * of[place]
         return found
 
-    def _find(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The bucket that each rank falls into, and how far into it."""
-        upto = np.concatenate([[0], np.cumsum(self.counts)])
-        bucket = np.minimum(np.searchsorted(upto, ranks, side="right") - 1, len(self.counts) - 1)
-        return bucket, (ranks - upto[bucket]) / np.maximum(self.counts[bucket], 1)
+    def _find(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The buckets in use; which of them each rank falls into, and how far into it."""
+        used = np.flatnonzero(self.counts)
+        upto = np.concatenate([[0], np.cumsum(self.counts[used])])
+        place = np.minimum(np.searchsorted(upto, ranks, side="right") - 1, len(used) - 1)
+        return used, place, (ranks - upto[place]) / self.counts[used[place]]
 
     def _edges(self, bucket: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bits = bucket.astype(np.int32) << _SHIFT
@@ -186,7 +194,7 @@ class Magnitudes:
             return cls(sizes, mass, np.array([size]), np.array([total]))
         counted = _Histogram()
         for (delta,) in blocks(base, experts):
-            counted.add(np.abs(delta))
+            counted.add(np.abs(delta, out=delta))
         mass = counted.below(np.append(_ranks(size), size))
         return cls(counted.values(_ranks(size)), mass[:-1], np.array([size]), mass[-1:])
 
