@@ -80,6 +80,7 @@ class Survey:
         parameters: its number of parameters, tied ones once.
         largest: the number of elements of its largest parameter.
         nbytes: bytes of all checkpoints together.
+        plain: whether all are merged as their files have them: no adapter, and no tensor converted.
     """
 
     base: Source
@@ -89,6 +90,7 @@ class Survey:
     parameters: int
     largest: int
     nbytes: int
+    plain: bool
     names: list[str] = field(repr=False)
 
 
@@ -132,6 +134,7 @@ def survey(
         parameters=sum(math.prod(shape) for shape in found.shapes.values()),
         largest=max(math.prod(shape) for shape in found.shapes.values()),
         nbytes=found.nbytes,
+        plain=found.plain,
         names=list(found.shapes),
     )
 

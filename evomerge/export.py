@@ -111,6 +111,8 @@ def read_recipe(path: Path, progress: Progress) -> tuple[Recipe, Survey]:
     recipe = recipes.read(path, layers=survey.layers, dtype=survey.dtype)
     if recipe.layers != survey.layers:
         raise ConfigError(str(path), [f"layers: is {recipe.layers}, but the base has {survey.layers}"])
+    if faults := recipes.pattern_faults(recipe, survey.names):
+        raise ConfigError(str(path), faults)
     return recipe.model_copy(update={"base": survey.base, "experts": dict(sorted(survey.experts.items()))}), survey
 
 
@@ -172,7 +174,8 @@ def _write(
         if bench.added:
             bench.tokenizer.save_pretrained(aside)
         (aside / "recipe.yaml").write_text(recipes.to_yaml(recipe), encoding="utf-8")
-        mergekit = mergekit_yaml.write(recipe, survey.names)
+        # mergekit reads the files' own names, and knows an adapter by its base.
+        mergekit = mergekit_yaml.write(recipe, survey.names) if survey.plain else None
         if mergekit is not None:
             (aside / "mergekit.yaml").write_text(mergekit, encoding="utf-8")
         about = {"recipe": recipe.sha256, "weights_sha256": digest, "scores": scores, "certificate": certificate}

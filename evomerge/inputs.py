@@ -385,6 +385,11 @@ class Inputs:
         return self._base.held.dtype
 
     @property
+    def plain(self) -> bool:
+        """Whether all inputs are merged as their files have them: no adapter, and no tensor converted."""
+        return not any(model.adapter or model.converts for model in self._models.values())
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all inputs' files together."""
         return sum(model.held.nbytes for model in self._models.values())

@@ -22,6 +22,7 @@ patterns (`*q_proj*`; the first that matches wins, then the module group, then `
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import math
@@ -214,6 +215,20 @@ def _methods(given: str | Mapping[str, Any]) -> tuple[str | dict[str, str], list
         return ordered[ANY], []
     rest = ordered[ANY]
     return {key: name for key, name in ordered.items() if key == ANY or is_pattern(key) or name != rest}, []
+
+
+def pattern_faults(recipe: Recipe, names: Iterable[str]) -> list[str]:
+    """The patterns of a recipe that match none of the live model's parameters, one a line."""
+    names = list(names)
+    tables: dict[str, Iterable[str]] = {f"parameters.{name}": table for name, table in recipe.parameters.items()}
+    if isinstance(recipe.method, dict):
+        tables["method"] = recipe.method
+    return [
+        f"{where}.{key}: matches no tensor of the model, whose parameters are called like {names[len(names) // 2]}"
+        for where, table in tables.items()
+        for key in table
+        if is_pattern(key) and not fnmatch.filter(names, key)
+    ]
 
 
 def _ordered(rows: Mapping[str, Any]) -> dict[str, Any]:

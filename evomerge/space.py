@@ -139,6 +139,11 @@ class SearchSpace(Strict):
             for module in self.modules
             if module not in MODULES and not is_pattern(module)
         ]
+        faults += [
+            f"modules: names {module!r} twice"
+            for module in sorted(set(self.modules))
+            if self.modules.count(module) > 1
+        ]
         if not self.genes and isinstance(self.method, str):
             faults.append("genes: there is none, so there is nothing to search")
         if isinstance(self.method, MethodGene) and self.method.per and not self.modules:

@@ -24,7 +24,7 @@ from evomerge import candidate, config, plugins, records
 from evomerge.candidate import Setup, Survey
 from evomerge.config import Experiment
 from evomerge.errors import CheckpointError, ConfigError, StudyError
-from evomerge.recipe import Recipe, faults_of
+from evomerge.recipe import Recipe, faults_of, pattern_faults
 from evomerge.records import Journal, Trial
 from evomerge.space import (
     Coordinate,
@@ -93,9 +93,11 @@ def plan(experiment: Experiment, progress: candidate.Progress = lambda text: Non
     )
     points = coordinates(experiment.space, frame)
     try:
-        decode(experiment.space, frame, initial(points))
+        recipe = decode(experiment.space, frame, initial(points))
     except ValidationError as error:  # values under `fixed`, which only now meet experts and layers
         raise ConfigError("space", faults_of(error)) from error
+    if faults := pattern_faults(recipe, survey.names):
+        raise ConfigError("space", faults)
     # With the hashes of the weights, so that a study notices if they change.
     experiment = experiment.model_copy(update={"base": survey.base, "experts": survey.experts})
     return Plan(experiment, survey, frame, points, Path(experiment.study))
@@ -142,7 +144,7 @@ def reopen(folder: Path, candidates: int | None = None) -> Experiment:
     """The experiment of a study folder, wherever the folder lies now.
 
     Args:
-        candidates: replaces the budget's, for good.
+        candidates: replaces the budget's; for good, once the search goes on.
 
     Raises:
         StudyError: the folder is no study.
@@ -154,7 +156,6 @@ def reopen(folder: Path, candidates: int | None = None) -> Experiment:
     if candidates is not None and candidates != experiment.budget.candidates:
         budget = experiment.budget.model_copy(update={"candidates": candidates})
         experiment = experiment.model_copy(update={"budget": budget})
-        _keep(experiment, folder)
     return experiment
 
 
@@ -178,6 +179,8 @@ def search(plan: Plan, observer: Observer, progress: candidate.Progress = lambda
         EvomergeError: workers cannot be set up, or the study cannot go on; what is finished is kept.
     """
     with records.lock(plan.folder):
+        if config.load(plan.folder / records.EXPERIMENT).budget != plan.experiment.budget:
+            _keep(plan.experiment, plan.folder)
         candidate.prepare(
             plan.setup(), representatives(plan.experiment.space, plan.frame), plan.survey.names, progress
         )

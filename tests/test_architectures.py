@@ -160,6 +160,8 @@ def test_a_family_is_surveyed_merged_and_exported_exactly(kin: tuple[str, Path],
     out = export.export_recipe(tmp_path / "recipe.yaml", tmp_path / "out", silent)
     digest = export.weights_sha256(model)
     assert json.loads((out / "evomerge.json").read_text())["weights_sha256"] == digest
+    # mergekit reads the files' own names: where they are others, it could not be told the same
+    assert (out / "mergekit.yaml").exists() == survey.plain
     again = AutoModelForCausalLM.from_pretrained(out, dtype="auto").eval()
     assert export.weights_sha256(again) == digest
     with torch.no_grad():

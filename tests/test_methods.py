@@ -340,3 +340,11 @@ def test_arcee_fusion_takes_over_only_what_stands_out() -> None:
 def test_passthrough_scales_the_expert() -> None:
     merged = merge("passthrough", torch.zeros(2), {"a": torch.tensor([1.0, -2.0])}, scale=0.5)
     assert merged.tolist() == [0.5, -1.0]
+
+
+def test_weights_that_are_all_zero_give_numbers_all_the_same() -> None:
+    base = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    experts = {"a": _neighbour(base, 1), "b": _neighbour(base, 2)}
+    for name in ("linear", "nuslerp", "multislerp", "karcher", "task_arithmetic", "ties"):
+        merged = merge(name, base, experts, weight=0.0, density=0.5)
+        assert bool(torch.isfinite(merged).all()), name

@@ -269,3 +269,12 @@ def test_a_recipe_of_several_methods_and_patterns_survives_its_yaml(tmp_path: Pa
     path.write_text(recipes.to_yaml(recipe))
     assert recipes.read(path).sha256 == recipe.sha256
     assert Recipe.model_validate(json.loads(recipe.model_dump_json())).sha256 == recipe.sha256
+
+
+def test_a_pattern_that_matches_no_tensor_is_told_with_its_key() -> None:
+    recipe = make(
+        method={"*q_prj*": "linear", "*": "dare_ties"}, parameters={"weight": {"*up*": 1, "*": 0}, "density": 1}
+    )
+    assert recipes.pattern_faults(recipe, [Q, UP]) == [
+        f"method.*q_prj*: matches no tensor of the model, whose parameters are called like {UP}"
+    ]

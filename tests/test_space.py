@@ -164,7 +164,7 @@ def test_every_shipped_space_decodes(name: str) -> None:
     chosen = SearchSpace.model_validate(catalog.read_yaml(path))
     laid = frame(12, "a" if chosen.method == "slerp" else "abc")
     coordinates = space.coordinates(chosen, laid)
-    assert space.decode(chosen, laid, space.initial(coordinates)).method == chosen.method
+    assert space.decode(chosen, laid, space.initial(coordinates)).methods == [chosen.methods[0]]
     assert path.read_text().startswith("#"), "the first line says what it is, for `evomerge ls`"
 
 
@@ -260,6 +260,7 @@ def test_a_choice_is_an_equal_part_of_the_unit_interval() -> None:
         ),
         ({"method": ["ties", "linear"]}, "genes.density: ties or linear needs it"),
         ({"modules": ["atention"]}, "modules: unknown module group 'atention'"),
+        ({"modules": ["mlp", "*q*", "mlp"]}, "modules: names 'mlp' twice"),
     ],
 )
 def test_faults_of_methods_and_patterns_name_the_key_and_the_cure(changes: dict[str, Any], message: str) -> None:

@@ -78,6 +78,7 @@ def test_a_finished_study_takes_more_candidates(write_experiment: Callable[..., 
     assert len(study.search(plan, Silent())) == 8
     longer = study.plan(study.reopen(tmp_path / "short", 18))
     assert what_counts(study.search(longer, Silent())) == what_counts(whole)
+    assert study.reopen(tmp_path / "short").budget.candidates == 18
 
 
 def test_a_study_may_be_moved(write_experiment: Callable[..., Path], tmp_path: Path) -> None:
@@ -171,6 +172,7 @@ def test_an_expert_that_changed_since_is_refused(
     shutil.copy(family / "models/bee/model.safetensors", tmp_path / "models/ant/model.safetensors")
     with pytest.raises(CheckpointError, match=r"experts\.ant: .* have changed since"):
         study.plan(study.reopen(plan.folder, 12))
+    assert study.reopen(plan.folder).budget.candidates == 6  # what was refused changed nothing
 
 
 def test_a_torn_generation_is_finished_under_a_document_budget(write_experiment: Callable[..., Path]) -> None:

@@ -45,7 +45,7 @@ def _factors(dots: np.ndarray, weights: np.ndarray) -> np.ndarray:
     units = weights * inverse
     length = _length(units, dots)
     # The weighted directions cancel: there is no mean direction to start from, and its factors would be huge.
-    if length < 1e-6 * float(np.abs(weights).sum()):
+    if length <= 1e-6 * float(np.abs(weights).sum()):
         return weights
     mean = units / length
     along = (dots @ mean) * inverse
