@@ -65,23 +65,27 @@ def _salts(tensor: TensorInputs) -> Scalars:
 
 def trimmed(tensor: TensorInputs, weights: Sequence[float]) -> Scalars:
     """The scalars of `kernels.trim`, for the largest `density` of each expert's elements, one at least."""
-    scalars = banded(tensor, weights, [0.0] * len(tensor.experts), fewest=1)
-    return {"low": scalars["low"], "factor": scalars["factor"]}
+    found = [
+        tensor.table("magnitude", [expert]).largest(density)
+        for expert, density in zip(tensor.experts, tensor.values["density"], strict=True)
+    ]
+    return {"low": [low for low, _ in found], "factor": _restored(tensor, weights, [share for _, share in found])}
 
 
-def banded(tensor: TensorInputs, weights: Sequence[float], gammas: Sequence[float], fewest: int = 0) -> Scalars:
-    """The scalars of `kernels.band`: without the largest `gamma` of each expert's elements, the largest `density`,
-    and `fewest` elements at least.
+def banded(tensor: TensorInputs, weights: Sequence[float], gammas: Sequence[float]) -> Scalars:
+    """The scalars of `kernels.band`: each expert's largest `density` once its largest `gamma` are left out."""
+    found = [
+        tensor.table("magnitude", [expert]).band(density, gamma)
+        for expert, density, gamma in zip(tensor.experts, tensor.values["density"], gammas, strict=True)
+    ]
+    lows, highs, shares = zip(*found, strict=True)
+    return {"low": list(lows), "high": list(highs), "factor": _restored(tensor, weights, shares)}
 
-    With `rescale` what is kept is multiplied so that the tensor's L1 norm stays.
-    """
-    low, high, scale = [], [], []
-    for expert, density, gamma in zip(tensor.experts, tensor.values["density"], gammas, strict=True):
-        bottom, top, share = tensor.table("magnitude", [expert]).band(density, gamma, fewest)
-        low.append(bottom)
-        high.append(top)
-        scale.append(1.0 / share if tensor.options["rescale"] and share > 0.0 else 1.0)
-    return {"low": low, "high": high, "factor": _product(weights, scale)}
+
+def _restored(tensor: TensorInputs, weights: Sequence[float], shares: Sequence[float]) -> list[float]:
+    """The weights; with `rescale`, times what restores the L1 norm of which only these shares are kept."""
+    rescale = tensor.options["rescale"]
+    return _product(weights, [1.0 / share if rescale and share > 0.0 else 1.0 for share in shares])
 
 
 def factor(tensor: TensorInputs) -> float:
