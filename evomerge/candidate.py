@@ -21,6 +21,7 @@ from evomerge.loading import first_line, load_model, quiet
 from evomerge.merger import Compile, Merger
 from evomerge.recipe import Dtype, Recipe, Source, Vocabulary
 from evomerge.scoring import Report, Scorer
+from evomerge.scoring.answers import Answers
 
 Progress = Callable[[str], None]
 
@@ -36,6 +37,7 @@ class Setup:
             but not scored.
         hash_weights: whether each score carries the sha256 of the merged weights.
         vocabulary: what to do where the experts' vocabularies differ.
+        answers: folder of what candidates have answered, see `scoring.answers`; None keeps nothing.
     """
 
     base: Source
@@ -49,6 +51,7 @@ class Setup:
     entries: tuple[Entry, ...] = ()
     hash_weights: bool = True
     vocabulary: Vocabulary | None = None
+    answers: str | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,7 @@ class Workbench:
     Attributes:
         folder: the base's.
         added: the tokens that the tokenizer has besides the base's own -> their ids.
+        note: what people should know of how it scores; None where there is nothing to tell.
 
     Raises:
         CheckpointError: the checkpoints do not fit the model.
@@ -199,9 +203,10 @@ class Workbench:
         self.tokenizer = found.tokenizer()
         self.merger = Merger(self.model, base, experts, Path(setup.cache), setup.compiled)
         self.scorer = open_scorer(self.model, self.tokenizer, setup.fitness, setup.entries)
+        self.note = None if self.scorer is None else self.scorer.note
 
     def evaluate(self, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None = None) -> Score:
-        """Builds the candidate in the live model and scores it.
+        """Builds the candidate in the live model and scores it: forwards what it has not answered before.
 
         Args:
             documents: task -> ids of the documents to score; all by default.
@@ -221,7 +226,7 @@ class Workbench:
                 self._operate(recipe, undo)
                 seconds["operators"] = time.perf_counter() - start
                 start = time.perf_counter()
-                report = self.scorer.score(documents)
+                report = self.scorer.score(documents, self._answers(recipe))
                 measured = measure(self.setup.entries, report, self.scorer.expanded)
                 seconds["scoring"] = time.perf_counter() - start
                 digest = self.merger.sha256() if self.setup.hash_weights else None
@@ -234,6 +239,13 @@ class Workbench:
         self.merger.apply(recipe)
         self._operate(recipe, ExitStack())
         return self.model
+
+    def _answers(self, recipe: Recipe) -> Answers | None:
+        """What the candidate has answered before. A GPU rounds otherwise than a CPU, so its answers are others."""
+        if self.setup.answers is None:
+            return None
+        device = torch.device(self.setup.device).type
+        return Answers(Path(self.setup.answers), recipe.sha256 + ("" if device == "cpu" else f"-{device}"))
 
     def _operate(self, recipe: Recipe, undo: ExitStack) -> None:
         for position, step in enumerate(recipe.operators):

@@ -3,11 +3,15 @@
 Differences are paired by document: the test is a sign-flip permutation test, the interval a bootstrap, both
 stratified by task (Noreen 1989; Efron and Tibshirani 1993, ch. 13 and 15). The winner was chosen without these
 documents, so its hold-out score is unbiased; the best parent is chosen on them, which favours the parent.
+
+An answer cut off at its greatest length is mostly wrong, so a model may gain by shorter answers alone. Where models
+differ in how many of their answers were cut off, by Fisher's exact test (1935), a warning says so.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,12 +22,14 @@ from evomerge.candidate import Progress, Score
 from evomerge.errors import CandidateError, ConfigError
 from evomerge.fitness import Entry
 from evomerge.recipe import Recipe
+from evomerge.scoring import Report
 from evomerge.study import Plan
 from evomerge.workers import Job, Pool, open_pool
 
 CERTIFICATE = "certificate.json"  # in the study's folder
 RESAMPLES = 10_000
 LEVEL = 0.05
+NOTICEABLE = 0.01  # of the answers: a smaller difference in truncation is passed over
 _CHUNK = 500  # resamples at once
 
 
@@ -66,11 +72,13 @@ class Certificate:
     Attributes:
         documents: how many hold-out documents there are.
         best_parent: of base and experts, the one of the highest hold-out mean.
+        warnings: what besides skill may make the difference, a sentence each.
     """
 
     rows: tuple[Row, ...]
     documents: int
     best_parent: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -149,6 +157,11 @@ def certify(plan: Plan, winner: Recipe, pool: Pool) -> Certificate:
         rows=tuple(rows),
         documents=sum(len(task.documents) for task in scores["winner"].report.tasks.values()),
         best_parent=max(parents, key=lambda row: row.mean).name,
+        warnings=truncation_warnings(
+            "the winner",
+            scores["winner"].report,
+            {name: score.report.truncated for name, score in scores.items() if name != "winner"},
+        ),
     )
 
 
@@ -187,6 +200,50 @@ def paired(differences: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: 
     return Paired(gain, float(low), float(high), (as_large + 1) / (resamples + 1))
 
 
+def truncation_warnings(name: str, report: Report, others: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
+    """A warning for each task on which a model's answers were cut off more or less often than others'.
+
+    Args:
+        name, report: the model's.
+        others: model -> task -> truncated answers, over the same documents.
+    """
+    warnings = []
+    for task, result in report.tasks.items():
+        ours = report.truncated[task]
+        counts = {other: truncated[task] for other, truncated in others.items()}
+        answers = max(len(result.documents), ours, *counts.values())  # a document may ask for several answers
+        unlike = [
+            f"{other} {theirs}" for other, theirs in counts.items() if truncation_differs(ours, theirs, answers)
+        ]
+        if unlike:
+            warnings.append(
+                f"{task}: truncation differs: of {answers} answers {name} had {ours} cut off, {', '.join(unlike)}; "
+                "part of the difference may be answers that end in time: raise the task's max_gen_toks"
+            )
+    return tuple(warnings)
+
+
+def truncation_differs(first: int, second: int, answers: int) -> bool:
+    """Whether two models' counts of truncated answers, of `answers` each, differ noticeably and beyond chance.
+
+    Fisher's exact test, two-sided. It takes the answers as independent, where the documents are the same: that
+    makes it slower to warn, never faster.
+    """
+    if abs(first - second) < max(NOTICEABLE * answers, 1):
+        return False
+
+    def log_choose(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    both = first + second
+    whole = log_choose(2 * answers, both)
+    tail = math.fsum(
+        math.exp(log_choose(answers, k) + log_choose(answers, both - k) - whole)
+        for k in range(max(0, both - answers), min(first, second) + 1)
+    )
+    return 2 * tail < LEVEL  # both tails are alike, because both models have as many answers
+
+
 def run(plan: Plan, winner: Recipe, progress: Progress = lambda text: None) -> Certificate:
     """Certifies the winner of a study on workers of its own, and keeps the result: STUDY/certificate.json."""
     progress("starting workers for the hold-out tasks")
@@ -216,4 +273,5 @@ def as_json(certificate: Certificate) -> dict[str, object]:
         "documents": certificate.documents,
         "best_parent": certificate.best_parent,
         "verdict": certificate.verdict,
+        "warnings": list(certificate.warnings),
     }

@@ -234,6 +234,8 @@ def score(
         return
     out.print(report.scores_table(found["tasks"], found["climbed"]))
     out.print(f"fitness {found['fitness']:.4f}, mean {found['mean']:.4f}", highlight=False)
+    if found["note"]:
+        err.print(found["note"])
 
 
 @command
@@ -249,16 +251,18 @@ def check(
     # Of a cluster's machines nothing is known here.
     machine = scorecard.check_workers(plan) if loaded.workers.address is None else {}
     _step("building the tasks")
-    documents = scorecard.check_tasks(plan)
+    documents, note = scorecard.check_tasks(plan)
     found = {**report.plan_json(plan), **machine}
     if as_json:
-        _print_json({**found, "documents": documents})
+        _print_json({**found, "documents": documents, "note": note})
         return
     out.print(report.plan_table(found))
     if not machine.get("fits", True):
         err.print("the checkpoints do not fit in this machine's free memory: merges will read from disk")
     for task, count in documents.items():
         out.print(f"  {task}: {count:,} documents", highlight=False)
+    if note:
+        err.print(note)
     out.print("nothing is wrong with it", style="green")
 
 

@@ -246,6 +246,7 @@ def model_card(
         parts += ["## Scores in the search", _score_table(scores), _SEARCH_NOTE]
     if certificate is not None:
         parts += ["## Scores on held-out documents", _certificate_table(certificate), certificate["verdict"]]
+        parts += certificate.get("warnings", [])
     parts += [
         "## Recipe",
         f"Recipe `{recipe.sha256}`, weights `{digest}`. `evomerge merge recipe.yaml OUT` builds the same bits.",

@@ -26,8 +26,10 @@ class Entry(Strict):
     Attributes:
         task: lm-eval's name of it.
         metric: what is reported.
-        climb: what the search climbs; the metric by default. Smooth metrics (`probability`, `loglikelihood`,
-            `margin`) need far fewer documents than an accuracy for the same certainty.
+        climb: what the search climbs; the metric by default. Smooth metrics need far fewer documents than an
+            accuracy for the same certainty: `probability`, `loglikelihood` and `margin` of multiple choice,
+            `loglikelihood` of a generation task's reference answer, and `loglikelihood_per_byte` or `_per_word` of
+            running text.
         weight: its share in the objective.
         num_fewshot, limit: as in lm-eval; the file's by default.
     """
@@ -82,6 +84,7 @@ class Fitness(Strict):
                 task=entry.task,
                 num_fewshot=self.num_fewshot if entry.num_fewshot is None else entry.num_fewshot,
                 limit=self.limit if entry.limit is None else entry.limit,
+                reference="loglikelihood" in (entry.metric, entry.climbs),
             )
             for entry in entries
         )

@@ -3,6 +3,7 @@
 STUDY/experiment.yaml   the experiment as run, complete in itself
 STUDY/journal.log       finished trials, one line each, appended: an Optuna journal
 STUDY/documents/        per-document results, one file a recipe
+STUDY/answers/          what candidates answered, one file a recipe: see `scoring.answers`
 STUDY/thresholds/       tables that merge methods look up
 """
 
@@ -33,6 +34,7 @@ from evomerge.scoring import Report, TaskScore
 from evomerge.space import Coordinate, Genome
 
 EXPERIMENT, JOURNAL, DOCUMENTS, TABLES = "experiment.yaml", "journal.log", "documents", "thresholds"
+ANSWERS = "answers"
 _NAME = "evomerge"  # of the Optuna study in the journal
 
 
@@ -261,6 +263,16 @@ def read_score(folder: Path, recipe: str, fitness: str) -> Score | None:
     report = Report(tasks=tasks, **rest["report"])
     groups = {entry: tuple(tasks) for entry, tasks in rest["groups"].items()}
     return Score(Measured(**rest["measured"]), report, groups, rest["seconds"], rest["weights_sha256"])
+
+
+def read_truncated(folder: Path, recipe: str, fitness: str) -> dict[str, int] | None:
+    """Task -> truncated answers, of a recipe's kept score. None where `read_score` gives None."""
+    try:
+        with np.load(_score_path(folder, recipe), allow_pickle=False) as stored:
+            rest = json.loads(stored["about"].tobytes())
+    except Exception:  # whatever a missing or damaged zip file raises
+        return None
+    return dict(rest["report"]["truncated"]) if rest["fitness"] == fitness else None
 
 
 def _score_path(folder: Path, recipe: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge import records
-from evomerge.certify import Certificate, p_text
+from evomerge.certify import Certificate, p_text, truncation_warnings
 from evomerge.config import Budget
 from evomerge.records import Trial
 from evomerge.study import Plan
@@ -165,7 +166,21 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
         },
         "elapsed": max((trial.elapsed for trial in trials), default=0.0),
         "best": None if best is None else trial_json(best),
+        "warnings": [] if best is None else _warnings(best, finished, Path(folder)),
     }
+
+
+def _warnings(best: Trial, finished: Sequence[Trial], folder: Path) -> list[str]:
+    """What besides skill may have made the best trial the best: it is held against the median trial."""
+    if not any(trial.truncated for trial in finished):
+        return []
+    score = records.read_score(folder, best.recipe, best.fitness)
+    kept = [records.read_truncated(folder, recipe, best.fitness) for recipe in {one.recipe for one in finished}]
+    counts = [truncated for truncated in kept if truncated is not None]
+    if score is None or not counts:
+        return []
+    median = {task: statistics.median_low(one[task] for one in counts) for task in score.report.tasks}
+    return list(truncation_warnings(f"trial {best.number}", score.report, {"the median trial": median}))
 
 
 def trial_json(trial: Trial) -> dict[str, Any]:
@@ -189,6 +204,8 @@ def summary_table(found: dict[str, Any]) -> Table:
         split = ", ".join(f"{phase} {value:.2f}" for phase, value in seconds.items() if value >= 0.005)
         table.add_row("seconds each", f"{sum(seconds.values()):.2f}  ({split})")
     table.add_row("running time", _duration(found["elapsed"]))
+    for warning in found["warnings"]:
+        table.add_row("warning", warning, style="yellow")
     return table
 
 
@@ -204,9 +221,11 @@ def scores_table(tasks: dict[str, float], climbed: dict[str, float]) -> Table:
 
 
 def certificate_table(certificate: Certificate) -> Table:
-    """All models on the hold-out documents, and the winner's paired gain over each."""
+    """All models on the hold-out documents, and the winner's paired gain over each. Warnings stand below."""
     tasks = list(certificate.rows[0].tasks)
-    table = Table(title="on held-out documents", title_justify="left")
+    table = Table(title="on held-out documents", title_justify="left", caption_justify="left")
+    if certificate.warnings:
+        table.caption = Text("\n".join(f"warning: {warning}" for warning in certificate.warnings), style="yellow")
     table.add_column("model")
     for column in (*tasks, "mean", "winner minus this", "p", ""):
         table.add_column(column, justify="right")

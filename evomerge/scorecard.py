@@ -50,6 +50,7 @@ def score_model(
         "climbed": measured.climbed,
         "documents": {task: len(result.documents) for task, result in report.tasks.items()},
         "truncated": report.truncated,
+        "note": scorer.note,
         "weights_sha256": tensors.sha256({name: value.data for name, value in live.named_parameters()}),
     }
 
@@ -93,8 +94,11 @@ _RESIDENCIES = {
 }
 
 
-def check_tasks(plan: Plan) -> dict[str, int]:
-    """Builds all tasks of an experiment, search and hold-out: task -> number of documents.
+def check_tasks(plan: Plan) -> tuple[dict[str, int], str | None]:
+    """Builds all tasks of an experiment, search and hold-out.
+
+    Returns:
+        task -> number of documents; and what people should know of how they are scored, if anything.
 
     Raises:
         ConfigError: a task or metric does not exist, or a hold-out document is a search document as well.
@@ -120,4 +124,4 @@ def check_tasks(plan: Plan) -> dict[str, int]:
                 faults.append(f"holdout: {shared} documents of {task} are search documents as well")
     if faults:
         raise ConfigError("fitness", faults)
-    return dict(scorer.documents)
+    return dict(scorer.documents), scorer.note

@@ -69,6 +69,7 @@ class Plan:
             entries=fitness.holdout if holdout else fitness.search,
             hash_weights=self.model_bytes <= SMALL_ENOUGH_TO_HASH,
             vocabulary=self.experiment.vocabulary,
+            answers=str(self.folder / records.ANSWERS),
         )
 
 
@@ -186,6 +187,8 @@ def search(plan: Plan, observer: Observer, progress: candidate.Progress = lambda
         )
         progress("starting workers")
         pool = open_pool(plan.experiment.workers, plan.setup())
+        if pool.note:
+            progress(pool.note)
         try:
             with _noticing_ctrl_c() as pressed:
                 study = Study(plan, pool, observer, pressed)

@@ -45,9 +45,14 @@ class Outcome:
 
 
 class Pool(Protocol):
-    """Evaluates jobs. Outcomes come as they are ready, in any order."""
+    """Evaluates jobs. Outcomes come as they are ready, in any order.
+
+    Attributes:
+        size: how many at once. note: what people should know of how they are evaluated, if anything.
+    """
 
     size: int
+    note: str | None
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Evaluates the jobs, at most `size` at once."""
@@ -74,6 +79,7 @@ class InlinePool:
 
     def __init__(self, setup: Setup) -> None:
         self.workbench = Workbench(setup)
+        self.note = self.workbench.note
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Evaluates the jobs in their order."""
@@ -137,14 +143,14 @@ def cores() -> int:
 class _Worker:
     """The actor: a workbench in a process of its own."""
 
-    def open(self, setup: Setup) -> str | None:
-        """Makes the workbench; returns what is wrong with the input, if anything."""
+    def open(self, setup: Setup) -> tuple[str | None, str | None]:
+        """Makes the workbench; returns what is wrong with the input, and the workbench's note, if anything."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
         try:
             self.workbench = Workbench(setup)
         except EvomergeError as error:
-            return str(error)
-        return None
+            return str(error), None
+        return None, self.workbench.note
 
     def evaluate(self, job: Job) -> Outcome:
         return evaluate(self.workbench, job)
@@ -176,17 +182,19 @@ class RayPool:
             num_gpus=1 if resources.device == "cuda" else 0,
             runtime_env={"env_vars": _thread_limits(resources.threads)},
         )
+        self.note: str | None = None
         self._idle: deque[Any] = deque(self._open(resources.count))
 
     def _open(self, count: int) -> list[Any]:
         actors = [self._actor.remote() for _ in range(count)]
         try:
-            faults = self._ray.get([actor.open.remote(self._setup) for actor in actors])
+            opened = self._ray.get([actor.open.remote(self._setup) for actor in actors])
         except self._ray.exceptions.RayError as error:
             raise WorkerError(f"a worker could not be started: {_cause(error)}") from error
-        for fault in faults:
+        for fault, note in opened:
             if fault:
                 raise WorkerError(fault)
+            self.note = note
         return actors
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:

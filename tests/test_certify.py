@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
+from rich.console import Console
 
-from evomerge import certify
+from evomerge import certify, config, report, space, study
 from evomerge.candidate import Score
 from evomerge.fitness import Entry, measure
 from evomerge.scoring import Report, TaskScore
+from evomerge.workers import Job, Outcome
 
 
 def _differences(gain: float, documents: int, seed: int) -> np.ndarray:
@@ -63,3 +70,79 @@ def test_a_group_is_one_entry_of_all_its_documents() -> None:
     theirs = score({"x": [0, 1, 0, 0], "y": [1, 1], "z": [0, 1]})
     found = certify.paired(certify.differences(entries, ours, theirs))
     assert found.gain == pytest.approx(ours.measured.mean - theirs.measured.mean)
+
+
+@pytest.mark.parametrize(
+    ("counts", "differs"),
+    [
+        ((0, 0, 200), False),
+        ((12, 40, 200), True),
+        ((40, 12, 200), True),
+        ((12, 14, 200), False),
+        ((0, 5, 200), False),  # p = 0.061
+        ((0, 6, 200), True),  # p = 0.030
+        ((195, 200, 200), False),
+        ((194, 200, 200), True),
+        ((1000, 1090, 10_000), False),  # beyond chance, but below 1 % of the answers
+        ((0, 1, 1), False),
+        ((0, 4, 4), True),
+    ],
+)
+def test_truncation_differs_where_it_is_noticeable_and_beyond_chance(
+    counts: tuple[int, int, int], differs: bool
+) -> None:
+    assert certify.truncation_differs(*counts) is differs
+
+
+def test_equal_rates_of_truncation_seldom_differ() -> None:
+    random = np.random.default_rng(0)
+    pairs = random.binomial(300, 0.2, size=(2000, 2))
+    assert np.mean([certify.truncation_differs(int(a), int(b), 300) for a, b in pairs]) < certify.LEVEL
+
+
+def _truncated(counts: dict[str, int], documents: int = 200) -> Report:
+    tasks = {name: TaskScore(np.arange(documents), {}, {}) for name in counts}
+    return Report(tasks, tokens=0, padding=0, truncated=counts, cut_prompts={})
+
+
+def test_a_warning_names_the_task_and_the_models_that_differ() -> None:
+    others = {"base": {"sums": 40, "words": 3}, "expert ant": {"sums": 13, "words": 3}}
+    (warning,) = certify.truncation_warnings("the winner", _truncated({"sums": 12, "words": 2}), others)
+    assert warning.startswith("sums: truncation differs: of 200 answers the winner had 12 cut off, base 40; ")
+    assert warning.endswith("raise the task's max_gen_toks")
+    assert certify.truncation_warnings("the winner", _truncated({"words": 2}), others) == ()
+
+
+class _Scored:
+    """A pool that knows all scores beforehand."""
+
+    size = 1
+
+    def __init__(self, truncated: dict[str, int], names: list[str]) -> None:
+        self._truncated, self._names = truncated, names
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        for job in jobs:
+            count = self._truncated.get(self._names[job.key], 30)
+            result = TaskScore(np.arange(100), {"acc": np.arange(100) % 2.0}, {"acc": 0.5})
+            report = Report({"first_test": result}, 0, 0, {"first_test": count}, {"first_test": 0})
+            groups = {"first_test": ("first_test",)}
+            yield Outcome(job.key, Score(measure([Entry(task="first_test")], report, groups), report, groups, {}))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_certificate_warns_where_truncation_differs(write_experiment: Callable[..., Path]) -> None:
+    plan = study.plan(config.load(write_experiment()))
+    winner = space.decode(plan.experiment.space, plan.frame, space.initial(plan.coordinates))
+    names = list(certify.contestants(plan, winner))
+    calm = certify.certify(plan, winner, _Scored({}, names))
+    assert calm.warnings == ()
+    found = certify.certify(plan, winner, _Scored({"winner": 3, "expert ant": 5}, names))
+    (warning,) = found.warnings
+    assert "of 100 answers the winner had 3 cut off, base 30, expert bee 30, uniform average 30;" in warning
+    assert json.loads(json.dumps(certify.as_json(found)))["warnings"] == [warning]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report.certificate_table(found))
+    assert "warning: first_test: truncation differs" in console.export_text()

@@ -657,7 +657,7 @@ def test_a_study_with_an_adapter_exports_what_it_scored(family: Path, lora: Path
     experts = {"lora": str(lora), "bee": str(family / "models/bee")}
     plan, trial, merged = run(tmp_path, family, experts=experts)
     check_export(plan, trial, merged, tmp_path / "again")
-    assert scorecard.check_tasks(plan) == {"first": 24, "second": 24, "first_test": 24}
+    assert scorecard.check_tasks(plan) == ({"first": 24, "second": 24, "first_test": 24}, None)
     names = [row.name for row in certify.run(plan, study.recipe_of(plan, trial)).rows]
     assert names == ["base", "expert bee", "expert lora", "uniform average", "winner"]
 

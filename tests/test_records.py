@@ -160,6 +160,15 @@ def test_per_document_results_come_back_as_they_were(tmp_path: Path) -> None:
         assert all((again.metrics[m] == values).all() for m, values in task.metrics.items())
 
 
+def test_truncated_answers_are_read_alone(tmp_path: Path) -> None:
+    assert records.read_truncated(tmp_path, "r", "f") is None
+    records.write_score(tmp_path, "r", "f", score())
+    assert records.read_truncated(tmp_path, "r", "f") == {"c": 1}
+    assert records.read_truncated(tmp_path, "r", "g") is None
+    (tmp_path / "documents/r.npz").write_bytes(b"")
+    assert records.read_truncated(tmp_path, "r", "f") is None
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 def test_a_damaged_result_is_made_again(tmp_path: Path, damage: str) -> None:
     records.write_score(tmp_path, "r", "f", score())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from evomerge import config, space, study
+from evomerge.candidate import Setup
 from evomerge.config import Workers
 from evomerge.errors import ConfigError, WorkerError
 from evomerge.recipe import Recipe
@@ -64,9 +66,14 @@ def recipes(laid: Plan) -> list[Recipe]:
     return [space.decode(laid.experiment.space, laid.frame, genome) for genome in genomes]
 
 
+def forgetful(laid: Plan) -> Setup:
+    """Without kept answers, so that each pool forwards for itself."""
+    return dataclasses.replace(laid.setup(), answers=None)
+
+
 @pytest.fixture
 def pool(laid: Plan) -> Iterator[RayPool]:
-    opened = open_pool(Workers(count=2, retries=1), laid.setup())
+    opened = open_pool(Workers(count=2, retries=1), forgetful(laid))
     assert isinstance(opened, RayPool)
     yield opened
     opened.close()
@@ -81,7 +88,7 @@ def test_actors_give_what_this_process_gives_and_survive_death(
     laid: Plan, recipes: list[Recipe], pool: RayPool
 ) -> None:
     jobs = [Job(key, recipe) for key, recipe in enumerate(recipes)]
-    inline = list(InlinePool(laid.setup()).run(jobs))
+    inline = list(InlinePool(forgetful(laid)).run(jobs))
     remote = sorted(pool.run(jobs), key=lambda outcome: outcome.key)
     assert _hashes(remote) == _hashes(inline)
     assert [o.score.measured for o in remote if o.score] == [o.score.measured for o in inline if o.score]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,11 @@ class GenerationRequest:
     options: str
     cut: bool
 
+    @property
+    def sampled(self) -> bool:
+        """Whether the answer is drawn, and may differ each time."""
+        return bool(json.loads(self.options).get("do_sample"))
+
 
 class Encoder(HFLM):  # type: ignore[misc]
     """lm-eval's Hugging Face model, of which only the tokenization and the chat template are used.
@@ -57,6 +62,7 @@ class Encoder(HFLM):  # type: ignore[misc]
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._known: dict[tuple[str, bool | None], list[int]] = {}
+        self._asked: list[tuple[list[int], list[int]]] = []
         super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -68,9 +74,22 @@ class Encoder(HFLM):  # type: ignore[misc]
             self._known[key] = super().tok_encode(string, add_special_tokens)
         return self._known[key]
 
-    def _loglikelihood_tokens(self, requests: Any, **_: Any) -> Any:
-        """Stops lm-eval where it has tokenized and would forward."""
-        return requests
+    def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+        """Stops lm-eval where it has tokenized and would forward: notes what, and answers anything."""
+        self._asked += [(context, answer) for _, context, answer in requests]
+        return [(0.0, False)] * len(requests)
+
+    def _pairs(self, method: Callable[..., Any], instance: Instance) -> list[tuple[list[int], list[int]]]:
+        """The contexts and answers that a method of lm-eval's model would forward for one request."""
+        self._asked = []
+        method([instance], disable_tqdm=True)
+        return self._asked
+
+    def _request(self, context: list[int], answer: list[int]) -> LikelihoodRequest:
+        """The row that `HFLM._loglikelihood_tokens` makes of a context and an answer."""
+        whole = (*context, *answer)
+        row = whole[-(self.max_length + 1) :][:-1]
+        return LikelihoodRequest(row, tuple(answer), len(row) < len(whole) - 1)
 
     def likelihood(self, task: str, instance: Instance) -> LikelihoodRequest:
         """What `HFLM.loglikelihood` would forward.
@@ -78,15 +97,21 @@ class Encoder(HFLM):  # type: ignore[misc]
         Raises:
             ConfigError: the answer has no tokens, or more than the model's maximum length.
         """
-        answer: Sequence[int] = ()
-        if instance.args[1]:
-            ((_, context, answer),) = self.loglikelihood([instance], disable_tqdm=True)
+        # lm-eval itself fails on an empty answer.
+        pairs = self._pairs(self.loglikelihood, instance) if instance.args[1] else [([], [])]
+        ((context, answer),) = pairs
         if not 0 < len(answer) <= self.max_length:
             fault = f"document {instance.doc_id}: an answer of {len(answer)} tokens cannot be scored"
             raise ConfigError(task, [f"{fault} (the model's maximum length is {self.max_length})"])
-        whole = (*context, *answer)
-        row = whole[-(self.max_length + 1) :][:-1]
-        return LikelihoodRequest(row, tuple(answer), len(row) < len(whole) - 1)
+        return self._request(context, answer)
+
+    def rolling(self, instance: Instance) -> list[LikelihoodRequest]:
+        """What `HFLM.loglikelihood_rolling` would forward: a text in windows, none for a text without tokens.
+
+        Each token is the answer in one window; the first is predicted from lm-eval's prefix token. A window
+        holds as much of the text before its answer as the model's maximum length allows.
+        """
+        return [self._request(*pair) for pair in self._pairs(self.loglikelihood_rolling, instance)]
 
     def generation(self, task: str, instance: Instance) -> GenerationRequest:
         """What `HFLM.generate_until` would continue.

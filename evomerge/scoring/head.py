@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of one chunk of float32 logits: 64 MB.
-CHUNK = 1 << 24
+# Elements of one chunk of float32 logits, and of the weights converted for it: 16 MB, and on a device 256 MB.
+CHUNK, DEVICE_CHUNK = 1 << 22, 1 << 26
+# Tokens that rounding to half precision may put in front of the best.
+_NEAR = 32
 
 Finish = Callable[[Tensor], Tensor]
 
@@ -29,7 +31,8 @@ def answer_logprobs(
     """
     hidden = hidden.float()
     vocabulary = weight.shape[0]
-    step = max(1024, CHUNK // max(1, hidden.shape[0]))
+    chunk = CHUNK if hidden.device.type == "cpu" else DEVICE_CHUNK
+    step = max(256, chunk // max(1, *hidden.shape))
     for start in range(0, vocabulary, step):
         rows = slice(start, start + step)
         logits = hidden @ weight[rows].float().T
@@ -48,6 +51,26 @@ def answer_logprobs(
         best = torch.where(high > highest, at + start, best)
         highest = torch.maximum(high, highest)
     return golds - totals[where], best[where] == tokens
+
+
+def best_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The most likely token at each position, by float32 logits; whatever a finisher does keeps it.
+
+    hidden: (p, d), weight: (v, d), bias: (v,) or None, any floating dtype.
+
+    Returns: (p,) int64, and (p,) bool, whether its logit is a number.
+    """
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    if weight.dtype == torch.float32:
+        highest, best = logits.max(dim=-1)
+        return best, torch.isfinite(highest)
+    # Of the best by coarse logits, the best by exact ones: far cheaper than float32 logits of all.
+    coarse, near = logits.topk(min(_NEAR, logits.shape[1]), dim=-1)
+    exact = (weight[near].float() @ hidden.float()[:, :, None])[:, :, 0]
+    if bias is not None:
+        exact = exact + bias[near].float()
+    highest, at = exact.max(dim=-1)
+    return near.gather(1, at[:, None])[:, 0], torch.isfinite(highest) & torch.isfinite(coarse[:, 0])
 
 
 def full_logprobs(logits: Tensor, where: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,18 @@ from evomerge.errors import CandidateError
 
 T = TypeVar("T")
 
+SMALL = 16  # tokens
+LONG = 8  # batches: a line up to that long is forwarded whole
+
 
 class Budget:
-    """How many tokens, padding included, a batch may have. Shrinks when memory runs out, and stays shrunk."""
+    """How many tokens, padding included, a batch may have. Shrinks when memory runs out, and stays shrunk.
+
+    tokens: of a batch of several lines. line: of one line.
+    """
 
     def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+        self.tokens, self.line = tokens, LONG * tokens
 
     def batches(self, rows: Sequence[int], length: Callable[[int], int]) -> list[list[int]]:
         """Rows, sorted longest first, cut into batches of which each holds at least one row."""
@@ -27,6 +33,22 @@ class Budget:
             else:
                 batches.append([row])
         return batches
+
+    def shrink(self, tokens: int) -> None:
+        """A batch of so many tokens ran out of memory: later ones have half as many at most.
+
+        Raises:
+            CandidateError: it was small already, or cannot be cut.
+        """
+        half = tokens // 2
+        if tokens <= SMALL or (self.tokens <= half and self.line <= half):
+            raise CandidateError(f"scoring {tokens} tokens at once runs out of memory; use a smaller model")
+        self._limit(half)
+
+    def _limit(self, tokens: int) -> None:
+        self.tokens, self.line = min(self.tokens, tokens), min(self.line, tokens)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def halving(self, rows: list[int], length: int, forward: Callable[[list[int]], T]) -> list[T]:
         """`forward(rows)`, or the results of its halves where that runs out of memory.
@@ -43,8 +65,6 @@ class Budget:
                 raise CandidateError(
                     f"scoring one row of {length} tokens runs out of memory; use a smaller model or shorter prompts"
                 ) from None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         half = (len(rows) + 1) // 2
-        self.tokens = min(self.tokens, half * length)
+        self._limit(half * length)
         return self.halving(rows[:half], length, forward) + self.halving(rows[half:], length, forward)

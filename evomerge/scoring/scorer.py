@@ -6,25 +6,30 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from evomerge.errors import CandidateError, ConfigError, EvomergeError
+from evomerge.scoring.answers import Answers
 from evomerge.scoring.encoder import Encoder, GenerationRequest, LikelihoodRequest
-from evomerge.scoring.generate import Generator
-from evomerge.scoring.memory import Budget
-from evomerge.scoring.metrics import Metrics, Response
-from evomerge.scoring.packed import Packed
+from evomerge.scoring.engine import Answered, Engine
+from evomerge.scoring.metrics import Metrics
 from evomerge.scoring.quiet import quiet, seeded
+from evomerge.scoring.smooth import Response
 from evomerge.scoring.tasks import TaskScore, TaskSpec, build_tasks, one_line
 
-_CPU_TOKENS, _DEVICE_TOKENS = 1024, 32768
+_ALONE = "it cannot be told which token sees which; each prompt is forwarded by itself, which is slower"
+_WHOLE = "its logits are more than its output embedding's; all are computed, and each prompt by itself: slower"
 
 
 class _Slot(NamedTuple):
-    """Where a request stands: among the generations or the log-likelihoods, and its number there."""
+    """Where a request stands: its kind, and the numbers of what is forwarded for it.
 
-    generated: bool
-    number: int
+    numbers: one, among the generations or among the log-likelihoods; of a rolling request, its windows' numbers
+        among the log-likelihoods.
+    """
+
+    kind: Literal["generation", "likelihood", "rolling"]
+    numbers: tuple[int, ...]
 
 
 class _Answer(NamedTuple):
@@ -66,7 +71,10 @@ class Scorer:
 
     documents: task -> number of its documents; ids count from 0. A group's tasks appear by their own names.
     expanded: the task, group or tag of each spec -> the tasks it stands for.
+    shared: whether rows that begin alike are forwarded together; False where the model cannot be told which token
+        sees which, and each row is forwarded by itself.
     full_forward: whether whole logits must be computed, because this model's cannot be had from its hidden states.
+    note: what to tell people about that; None where there is nothing to tell.
 
     Raises:
         ConfigError: a task is unknown, named twice, cannot be built, or is of a kind that is not scored.
@@ -93,11 +101,10 @@ class Scorer:
             self.expanded, self._tasks = build_tasks(specs, include, template)
             self._index(encoder)
             self._metrics = {name: Metrics(built) for name, built in self._tasks.items()}
-            tokens = batch_tokens or (_CPU_TOKENS if model.device.type == "cpu" else _DEVICE_TOKENS)
-            self._packed = Packed(model, self._likelihoods, Budget(tokens))
-            self._generator = Generator(model, encoder, self._generations, Budget(4 * tokens))
+            self._engine = Engine(model, encoder, self._likelihoods, self._generations, batch_tokens)
         self.documents = {name: len(built.documents) for name, built in self._tasks.items()}
-        self.full_forward = bool(self._likelihoods) and not self._packed.shortcut
+        self.shared, self.full_forward = self._engine.shared, self._engine.full_forward
+        self.note = None if self.shared else f"{type(model).__name__}: {_WHOLE if self.full_forward else _ALONE}"
 
     def _index(self, encoder: Encoder) -> None:
         """Tokenizes all requests. Each document knows its requests by kind and number."""
@@ -107,7 +114,10 @@ class Scorer:
         for name, built in self._tasks.items():
             try:
                 self._slots[name] = [
-                    [self._slot(encoder, name, instance) for instance in document.instances]
+                    [
+                        self._slot(encoder, name, instance)
+                        for instance in (*document.instances, *document.references)
+                    ]
                     for document in built.documents
                 ]
             except EvomergeError:
@@ -118,9 +128,13 @@ class Scorer:
     def _slot(self, encoder: Encoder, task: str, instance: Any) -> _Slot:
         if instance.request_type == "generate_until":
             self._generations.append(encoder.generation(task, instance))
-            return _Slot(True, len(self._generations) - 1)
+            return _Slot("generation", (len(self._generations) - 1,))
+        first = len(self._likelihoods)
+        if instance.request_type == "loglikelihood_rolling":
+            self._likelihoods += encoder.rolling(instance)
+            return _Slot("rolling", tuple(range(first, len(self._likelihoods))))
         self._likelihoods.append(encoder.likelihood(task, instance))
-        return _Slot(False, len(self._likelihoods) - 1)
+        return _Slot("likelihood", (first,))
 
     def metrics(self, task: str) -> tuple[str, ...]:
         """The metrics of a task that have one number per document: lm-eval's, then the smooth ones."""
@@ -137,35 +151,35 @@ class Scorer:
         """
         return tuple(document.digest for document in self._tasks[task].documents)
 
-    def score(self, documents: Mapping[str, Sequence[int]] | None = None) -> Report:
+    def score(self, documents: Mapping[str, Sequence[int]] | None = None, answers: Answers | None = None) -> Report:
         """Scores the model's present weights.
 
         documents: task -> ids of the documents to score, in any order; tasks left out are not scored. None: all.
+        answers: what these weights have answered before, which is not asked again; new answers are added.
 
         Raises:
-            CandidateError: logits are not finite, one row alone runs out of memory, or a task's own metric code
-                fails on an answer.
+            CandidateError: logits are not finite, memory runs out even for a small batch, or a task's own metric
+                code fails on an answer.
         """
         chosen = self._chosen(documents)
         slots = {name: [self._slots[name][at] for at in ids] for name, ids in chosen.items()}
         self._model.eval()
         with quiet(), seeded(self._model.device):
-            answers, tokens, padding = self._answers(
-                [slot for name in slots for one in slots[name] for slot in one]
-            )
+            answered = self._answer([slot for name in slots for one in slots[name] for slot in one], answers)
             tasks = {}
+            truncated = {}
             for name, ids in chosen.items():
-                if not all(answers[slot].finite for one in slots[name] for slot in one):
+                found = [[_answer(slot, answered) for slot in one] for one in slots[name]]
+                if not all(answer.finite for one in found for answer in one):
                     raise CandidateError(f"{name}: the model's logits are not finite (NaN or infinite)")
-                responses = [[answers[slot].response for slot in one] for one in slots[name]]
+                responses = [[answer.response for answer in one] for one in found]
                 tasks[name] = self._metrics[name].score(ids, responses)
+                truncated[name] = sum(not answer.finished for one in found for answer in one)
         return Report(
             tasks=tasks,
-            tokens=tokens,
-            padding=padding,
-            truncated={
-                name: sum(not answers[slot].finished for one in slots[name] for slot in one) for name in slots
-            },
+            tokens=answered.tokens,
+            padding=answered.padding,
+            truncated=truncated,
             cut_prompts={
                 name: sum(any(self._is_cut(slot) for slot in one) for one in slots[name]) for name in slots
             },
@@ -185,24 +199,23 @@ class Scorer:
                 raise ValueError(f"{name}: document ids must lie in [0, {self.documents[name]})")
         return chosen
 
-    def _answers(self, slots: Sequence[_Slot]) -> tuple[dict[_Slot, _Answer], int, int]:
-        """All answers, the tokens forwarded for them, and the padding."""
-        answers: dict[_Slot, _Answer] = {}
-        tokens = padding = 0
-        likelihoods = [slot for slot in slots if not slot.generated]
-        if likelihoods:
-            found = self._packed.run([slot.number for slot in likelihoods])
-            tokens, padding = found.tokens, found.padding
-            pairs = zip(found.logprobs.tolist(), found.greedy.tolist(), strict=True)
-            for slot, pair in zip(likelihoods, pairs, strict=True):
-                answers[slot] = _Answer(pair, finite=math.isfinite(pair[0]), finished=True)
-        generations = [slot for slot in slots if slot.generated]
-        if generations:
-            texts, forwarded = self._generator.run([slot.number for slot in generations])
-            tokens += forwarded
-            for slot, text in zip(generations, texts, strict=True):
-                answers[slot] = _Answer(text.text, finite=text.finite, finished=text.finished)
-        return answers, tokens, padding
+    def _answer(self, slots: Sequence[_Slot], answers: Answers | None) -> Answered:
+        """The model's answers to all that the slots consist of."""
+        asked: dict[bool, list[int]] = {True: [], False: []}
+        for slot in slots:
+            asked[slot.kind == "generation"] += slot.numbers
+        return self._engine.answer(asked[False], asked[True], answers)
 
     def _is_cut(self, slot: _Slot) -> bool:
-        return (self._generations if slot.generated else self._likelihoods)[slot.number].cut
+        requests = self._generations if slot.kind == "generation" else self._likelihoods
+        return any(requests[number].cut for number in slot.numbers)
+
+
+def _answer(slot: _Slot, answered: Answered) -> _Answer:
+    """What lm-eval's model answers: the text, the pair, or the sum over a rolling request's windows."""
+    if slot.kind == "generation":
+        text = answered.generations[slot.numbers[0]]
+        return _Answer(text.text, text.finite, text.finished)
+    pairs = [answered.likelihoods[number] for number in slot.numbers]
+    response: Response = pairs[0] if slot.kind == "likelihood" else float(sum(pair[0] for pair in pairs))
+    return _Answer(response, all(math.isfinite(pair[0]) for pair in pairs), finished=True)

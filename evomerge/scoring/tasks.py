@@ -16,6 +16,7 @@ import lm_eval.tasks
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.api.utils import maybe_delimit
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -25,7 +26,7 @@ from evomerge.scoring.quiet import FEWSHOT_SEED, building, seeded
 
 _NAMED = re.compile(r"""^(?:task|group|tag): *["']?([\w.+-]+)""", re.MULTILINE)
 
-ANSWERED = ("loglikelihood", "generate_until")
+ANSWERED = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,14 @@ class TaskSpec:
     task: an lm-eval task, group or tag; a group or tag stands for all its tasks.
     num_fewshot: examples in the prompt; None leaves the task's own number (a task that fixes 0 keeps it).
     limit: only the first `limit` documents, as lm-eval counts them.
+    reference: also forward the reference answers of generate_until tasks, each after its prompt, for the smooth
+        metric `loglikelihood`. Other tasks take no notice.
     """
 
     task: str
     num_fewshot: int | None = None
     limit: int | None = None
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class TaskScore:
     """The results of one task, document by document.
 
     documents: (n,) int64, document ids, ascending.
-    metrics: metric -> (n,) float64, as lm-eval's `process_results` gives them, and the smooth metrics.
+    metrics: metric -> (n,) float64, as lm-eval's `process_results` gives them, and the smooth metrics. Of a
+        metric that weighs its documents (a perplexity), its aggregation of each document alone; NaN where a
+        document has no weight.
     aggregates: metric -> lm-eval's own aggregation over these documents (the mean for smooth metrics).
     """
 
@@ -58,10 +64,14 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a task: lm-eval's record, its prompted requests, and a hash of its own question."""
+    """One document of a task: lm-eval's record, its prompted requests, and a hash of its own question.
+
+    references: log-likelihood requests of its reference answers, where these were asked for.
+    """
 
     record: Any
     instances: tuple[Instance, ...]
+    references: tuple[Instance, ...]
     digest: str
 
 
@@ -209,24 +219,56 @@ def _prompt(name: str, task: Task, spec: TaskSpec, chat_template: Callable[..., 
     by_document: dict[int, list[Instance]] = {}
     for instance in task.instances:
         if instance.request_type not in ANSWERED:
-            raise ConfigError(name, [_unanswered(instance.request_type)])
+            fault = f"it asks for {instance.request_type}; evomerge answers {', '.join(ANSWERED)}"
+            raise ConfigError(name, [fault])
         by_document.setdefault(instance.doc_id, []).append(instance)
     _remember(task, [instances[0].doc for instances in by_document.values()])
-    documents = []
-    for _, instances in sorted(by_document.items()):
+    for instances in by_document.values():
         instances.sort(key=lambda instance: instance.idx)
-        record = instances[0].doc
-        documents.append(Document(record, tuple(instances), _digest(task, record)))
+    ordered = [tuple(instances) for _, instances in sorted(by_document.items())]
+    chat = chat_template is not None
+    references = [_references(task, one, chat) if spec.reference else () for one in ordered]
+    if not all(references):
+        references = [()] * len(ordered)
+    documents = (
+        Document(instances[0].doc, instances, found, _digest(task, instances[0].doc))
+        for instances, found in zip(ordered, references, strict=True)
+    )
     return BuiltTask(name, task, tuple(documents))
 
 
-def _unanswered(request_type: str) -> str:
-    return f"its output_type is {request_type}; evomerge scores multiple_choice, loglikelihood and generate_until"
+def _references(task: Task, instances: Sequence[Instance], chat: bool) -> tuple[Instance, ...]:
+    """The log-likelihood requests of a document's reference answers; none where it generates nothing.
+
+    An answer follows its prompt as in lm-eval's few-shot examples (`ConfigurableTask.build_qa_turn`): after the
+    beginning that the prompt makes for it, after the target delimiter in plain text, or as a turn of its own.
+    """
+    first = instances[0]
+    if first.request_type != "generate_until" or not isinstance(task, ConfigurableTask):
+        return ()
+    beginning = task.doc_to_prefix(first.doc)
+    delimiter = "" if chat else task.fewshot_cfg.target_delimiter
+    found = []
+    for at, answer in enumerate(_answers(task, first.doc)):
+        text = maybe_delimit(beginning, answer)[len(beginning) :] if beginning else f"{delimiter}{answer}"
+        arguments = (first.args[0], text)
+        found.append(Instance("loglikelihood", first.doc, arguments, at, (first.task_name, first.doc_id, 1)))
+    return tuple(found)
+
+
+def _answers(task: ConfigurableTask, record: Any) -> list[str]:
+    """The different reference answers of a document that are not blank."""
+    target = task.doc_to_target(record)
+    choices = task.doc_to_choice(record) if task.config.doc_to_choice is not None else ()
+    texts = [
+        choices[one] if choices and isinstance(one, int) else one
+        for one in (target if isinstance(target, list) else [target])
+    ]
+    written = (str(text) for text in texts if isinstance(text, str | int | float))
+    return list(dict.fromkeys(text for text in written if text.strip()))
 
 
 def _refuse(name: str, task: Task) -> None:
-    if task.OUTPUT_TYPE not in (*ANSWERED, "multiple_choice"):
-        raise ConfigError(name, [_unanswered(task.OUTPUT_TYPE)])
     if getattr(task, "UNSAFE_CODE", False):
         raise ConfigError(name, ["it runs code that the model writes, which evomerge does not do"])
     if getattr(task, "MULTIMODAL", False):
@@ -260,7 +302,8 @@ def _digest(task: Task, record: Any) -> str:
     text = task.doc_to_text(record)
     has_choices = task.get_config("doc_to_choice") is not None
     answers = sorted(map(str, task.doc_to_choice(record))) if has_choices else [str(task.doc_to_target(record))]
-    question = "" if isinstance(text, int) else str(text)
+    # Where the choices are contexts, the text is the right one's number, and the target follows all of them.
+    question = str(task.doc_to_target(record) if isinstance(text, int) else text)
     return hashlib.sha256(json.dumps([question, *answers]).encode()).hexdigest()
 
 

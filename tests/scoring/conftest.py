@@ -6,29 +6,21 @@ from pathlib import Path
 import lm_eval.evaluator
 import pytest
 import torch
+from builtin_tasks import write_builtin_tasks
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tiny_models import VOCABULARY, make_tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    CohereConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GraniteConfig,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import PreTrainedTokenizerFast
 
+from evomerge.scoring.encoder import Encoder, LikelihoodRequest
+from evomerge.scoring.engine import Engine
 from evomerge.scoring.quiet import quiet
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 TASKS = Path(__file__).parent / "tasks"
-VOCABULARY = 400
-MAX_LENGTH = 160
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -58,41 +50,6 @@ def _tokenizer(*, bos: bool) -> PreTrainedTokenizerFast:
     )
 
 
-_SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": MAX_LENGTH,
-    "initializer_range": 0.3,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-}
-_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": MAX_LENGTH}
-_WINDOW = {"head_dim": 8, "sliding_window": 16}
-
-CONFIGS = {
-    "llama": lambda: LlamaConfig(**_SIZES),
-    "qwen2": lambda: Qwen2Config(**_SIZES, tie_word_embeddings=True),
-    "gpt2": lambda: GPT2Config(
-        **_GPT2, **{k: _SIZES[k] for k in _SIZES if k.endswith(("_id", "_range", "vocab_size"))}
-    ),
-    "gemma2": lambda: Gemma2Config(**_SIZES, **_WINDOW, final_logit_softcapping=3.0),
-    "gemma3": lambda: Gemma3TextConfig(**_SIZES, **_WINDOW),
-    "cohere": lambda: CohereConfig(**_SIZES, logit_scale=0.25),
-    "granite": lambda: GraniteConfig(**_SIZES, logits_scaling=4.0),
-}
-
-
-def make_tiny_model(name: str, seed: int = 0):
-    """A random float32 model of a family; the seed decides its weights."""
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def scoring_one_thread():
     threads = torch.get_num_threads()
@@ -119,6 +76,12 @@ def scoring_tasks():
 
 
 @pytest.fixture(scope="session")
+def scoring_builtin_tasks(tmp_path_factory):
+    """Folder of lm-eval's own tasks with made-up documents."""
+    return write_builtin_tasks(tmp_path_factory.mktemp("builtin"))
+
+
+@pytest.fixture(scope="session")
 def scoring_model():
     """Makes a tiny random model: (family, seed) -> model."""
     return make_tiny_model
@@ -128,20 +91,58 @@ def scoring_model():
 def scoring_stock():
     """Runs stock lm-eval one request at a time: (model, tokenizer, tasks, **keywords) -> its results.
 
-    Only its description of this machine is left out: it takes as long as all the rest.
+    include: the folder of the tasks. Only lm-eval's description of this machine is left out: it takes as long as
+    all the rest.
     """
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda _: None)
 
-    def run(model, tokenizer, tasks, **keywords):
+    def run(model, tokenizer, tasks, include=TASKS, **keywords):
         with quiet():
             return lm_eval.simple_evaluate(
                 HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1),
                 tasks=list(tasks),
-                task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
+                task_manager=TaskManager(include_path=str(include), include_defaults=False),
                 bootstrap_iters=0,
                 **keywords,
             )
 
     yield run
     monkeypatch.undo()
+
+
+@pytest.fixture(scope="session")
+def scoring_engine(scoring_tokenizer):
+    """Makes an engine: (model, (row, answer) pairs of token ids, generation requests, tokens per batch)."""
+
+    def make(model, pairs=(), generations=(), batch_tokens=64):
+        requests = [LikelihoodRequest(tuple(row), tuple(answer), False) for row, answer in pairs]
+        with quiet():
+            return Engine(model, Encoder(model, scoring_tokenizer), requests, list(generations), batch_tokens)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def scoring_few_shot():
+    """Makes (row, answer) pairs of token ids: (documents, choices, seed) -> pairs, an answer's last token left out.
+
+    All documents share a beginning longer than a batch of 32 tokens, and than the tiny models' windows.
+    """
+
+    def make(documents=5, choices=3, seed=0):
+        draw = torch.Generator().manual_seed(seed)
+
+        def ids(low, high=None):
+            count = low if high is None else int(torch.randint(low, high + 1, (), generator=draw))
+            return torch.randint(2, VOCABULARY, (count,), generator=draw).tolist()
+
+        beginning, pairs = ids(44), []
+        for _ in range(documents):
+            context = beginning + ids(2, 12)
+            answers = [ids(1, 5) for _ in range(choices)]
+            answers[-1] = answers[0] + ids(2)
+            pairs += [(context + answer[:-1], answer) for answer in answers]
+        return pairs
+
+    return make

@@ -1,21 +1,24 @@
 """Smooth metrics, metrics of lm-eval that are not one number, and their names."""
 
+import json
 import math
+import re
 
 import numpy as np
 import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
 
 from evomerge.errors import CandidateError
 from evomerge.scoring import Scorer, TaskSpec
-from evomerge.scoring.metrics import choice_metrics
+from evomerge.scoring.smooth import choice_metrics
 
 
 @pytest.fixture
 def make(scoring_model, scoring_tokenizer, scoring_tasks):
     def make(*names):
-        return Scorer(
-            scoring_model("llama"), scoring_tokenizer, [TaskSpec(name) for name in names], include=scoring_tasks
-        )
+        specs = [TaskSpec(name, reference=True) for name in names]
+        return Scorer(scoring_model("llama"), scoring_tokenizer, specs, include=scoring_tasks)
 
     return make
 
@@ -36,7 +39,7 @@ def test_smooth_metrics_of_very_unlikely_answers_are_finite():
 
 
 def test_a_positive_margin_is_an_accurate_answer(make):
-    for name, score in make("mc_letters", "mc_prefixes", "mc_several").score().tasks.items():
+    for name, score in make("mc_letters", "mc_prefixes", "mc_inputs", "mc_several").score().tasks.items():
         assert ((score.metrics["margin"] > 0) == (score.metrics["acc"] > 0)).all(), name
         assert ((score.metrics["probability"] > 0) & (score.metrics["probability"] <= 1)).all()
 
@@ -57,6 +60,24 @@ def test_a_metric_without_one_number_per_document_keeps_its_aggregate_only(make)
     assert score.aggregates["brier_score"] > 0
 
 
+def test_smooth_metrics_where_contexts_differ_and_choices_are_asked_for_twice(make):
+    """Winogrande's form, with acc_mutual_info: three contexts, then three choices without any."""
+    scorer = make("mc_inputs")
+    score = scorer.score().tasks["mc_inputs"]
+    assert scorer.metrics("mc_inputs")[:2] == ("acc", "acc_mutual_info")
+    for at, document in enumerate(scorer._tasks["mc_inputs"].documents):
+        assert [instance.args[0] == "" for instance in document.instances] == [False] * 3 + [True] * 3
+        logprobs = np.array([instance.resps[0][0] for instance in document.instances[:3]])
+        for name, value in choice_metrics(logprobs, [at % 3]).items():
+            assert score.metrics[name][at] == value
+
+
+def test_f1_and_mcc_have_no_number_for_one_document(make):
+    scorer = make("mc_pairs")
+    assert scorer.metrics("mc_pairs") == ("acc_bytes", "exact_match", "probability", "loglikelihood", "margin")
+    assert {"f1", "mcc"} < set(scorer.score().tasks["mc_pairs"].aggregates)
+
+
 def test_a_task_with_labels_outside_its_choices_has_no_smooth_metrics(make):
     assert make("mc_bad_labels").metrics("mc_bad_labels") == ("acc",)
 
@@ -70,11 +91,94 @@ def test_a_loglikelihood_task_has_its_answers_loglikelihood(make):
     assert scorer.higher_is_better("ll_target", "loglikelihood")
 
 
+def test_perplexities_of_each_document_and_of_all(make):
+    scorer = make("rolling")
+    official, smooth = scorer.metrics("rolling")[:3], scorer.metrics("rolling")[3:]
+    assert official == ("word_perplexity", "byte_perplexity", "bits_per_byte")
+    assert smooth == ("loglikelihood", "loglikelihood_per_word", "loglikelihood_per_byte")
+    assert not any(scorer.higher_is_better("rolling", name) for name in official)
+    assert all(scorer.higher_is_better("rolling", name) for name in smooth)
+    score = scorer.score().tasks["rolling"]
+    texts = [document.record["text"] for document in scorer._tasks["rolling"].documents]
+    words = np.array([len(re.split(r"\s+", text)) for text in texts])
+    sizes = np.array([len(text.encode()) for text in texts])
+    nats = score.metrics["loglikelihood"]
+    np.testing.assert_allclose(score.metrics["word_perplexity"], np.exp(-nats / words))
+    np.testing.assert_allclose(score.metrics["loglikelihood_per_word"], nats / words)
+    np.testing.assert_allclose(score.metrics["loglikelihood_per_byte"], nats / np.maximum(sizes, 1))
+    assert score.aggregates["word_perplexity"] == pytest.approx(np.exp(-nats.sum() / words.sum()))
+    assert score.aggregates["bits_per_byte"] == pytest.approx(-nats.sum() / sizes.sum() / math.log(2))
+    assert score.aggregates["loglikelihood_per_byte"] == pytest.approx((nats / np.maximum(sizes, 1)).mean())
+
+
+def test_a_text_without_tokens_has_the_loglikelihood_zero_and_no_perplexity(
+    scoring_model, scoring_tokenizers, scoring_tasks
+):
+    specs = [TaskSpec("rolling")]
+    scorer = Scorer(scoring_model("llama"), scoring_tokenizers[False], specs, include=scoring_tasks)
+    metrics = scorer.score().tasks["rolling"].metrics
+    assert np.flatnonzero(metrics["loglikelihood"] == 0).tolist() == [2]
+    assert np.flatnonzero(np.isnan(metrics["byte_perplexity"])).tolist() == [2]
+    assert metrics["loglikelihood_per_byte"][2] == 0
+    assert scorer.score({"rolling": [2]}).tokens == 0
+
+
+def test_words_and_bytes_are_those_that_the_task_counts(scoring_model, scoring_tokenizer, scoring_builtin_tasks):
+    specs = [TaskSpec("wikitext")]
+    scorer = Scorer(scoring_model("llama"), scoring_tokenizer, specs, include=scoring_builtin_tasks)
+    metrics = scorer.score().tasks["wikitext"].metrics
+    rows = (scoring_builtin_tasks / "wikitext_test.jsonl").read_text().splitlines()
+    words = [len(re.split(r"\s+", json.loads(row)["page"])) for row in rows]
+    np.testing.assert_allclose(metrics["loglikelihood"] / metrics["loglikelihood_per_word"], words)
+
+
+def test_a_perplexity_beyond_the_floats_is_infinite(make):
+    scorer = make("rolling")
+    with torch.no_grad():
+        scorer._model.model.norm.weight.mul_(1000)
+    score = scorer.score().tasks["rolling"]
+    assert score.aggregates["word_perplexity"] == math.inf
+    assert math.isfinite(score.aggregates["loglikelihood_per_word"])
+
+
+def test_several_references_add_their_probabilities(make, scoring_tokenizer):
+    scorer = make("gen_several")
+    assert scorer.metrics("gen_several") == ("exact_match", "loglikelihood")
+    assert scorer.higher_is_better("gen_several", "loglikelihood")
+    found = scorer.score().tasks["gen_several"].metrics["loglikelihood"]
+    model = HFLM(pretrained=scorer._model, tokenizer=scoring_tokenizer, batch_size=1)
+    for at, document in enumerate(scorer._tasks["gen_several"].documents):
+        answers = model.loglikelihood(list(document.references), disable_tqdm=True)
+        assert found[at] == pytest.approx(math.log(sum(math.exp(nats) for nats, _ in answers)), abs=1e-4)
+
+
+def test_a_document_without_a_reference_leaves_its_task_without_their_loglikelihood(make):
+    scorer = make("gen_blank")
+    assert "loglikelihood" not in scorer.metrics("gen_blank")
+    assert "loglikelihood" not in scorer.score().tasks["gen_blank"].aggregates
+
+
+def test_a_metric_of_the_task_stands_before_a_smooth_one_of_its_name(make):
+    scorer = make("gen_own_likelihood")
+    assert scorer.score().tasks["gen_own_likelihood"].metrics["loglikelihood"].tolist() == [7.0] * 7
+    assert not scorer.higher_is_better("gen_own_likelihood", "loglikelihood")
+
+
+@pytest.mark.parametrize("name", ["rolling", "gen_several"])
+def test_numbers_that_are_not_finite_fail_the_candidate(name, make):
+    scorer = make(name)
+    with torch.no_grad():
+        scorer._model.model.norm.weight[0] = math.nan
+    with pytest.raises(CandidateError, match=f"{name}.*not finite"):
+        scorer.score()
+
+
 def test_several_filters_name_their_metrics(make):
     assert make("gen_numbers").metrics("gen_numbers") == (
         "exact_match,strict",
         "exact_match",
         "exact_match,flexible",
+        "loglikelihood",
     )
 
 

@@ -71,7 +71,8 @@ def test_unknown_tasks_are_all_named_with_their_nearest(make, scoring_tasks, tmp
             ["broken_data"],
             "broken_data.yaml: task 'broken_data' cannot be built: FileNotFoundError: the data are gone",
         ),
-        (["rolling"], "rolling: its output_type is loglikelihood_rolling; evomerge scores multiple_choice"),
+        (["unknown_request"], "it asks for draw; evomerge answers loglikelihood, loglikelihood_rolling, generate"),
+        ([TaskSpec("gen_long_answer", reference=True)], "document 0: an answer of"),
         (["mc_letters", "mc_letters"], "'mc_letters' is named twice"),
         (["mc_letters", "mc_small"], "'mc_letters' is named twice"),
         ([TaskSpec("mc_letters", limit=0)], "limit must be 1 or more, not 0"),
@@ -130,6 +131,33 @@ def test_document_hashes_find_shared_documents_whatever_the_prompt_around_them(m
     assert plain == shots
     assert len(set(plain)) == 12
     assert not set(plain) & set(make("mc_prefixes").document_hashes("mc_prefixes"))
+
+
+def test_documents_that_differ_behind_equal_choices_have_different_hashes(make):
+    """The choices are contexts here, and what follows them tells documents apart."""
+    scorer = make("mc_inputs")
+    choices = [scorer._tasks["mc_inputs"].documents[at].instances[0].args[0] for at in (0, 6)]
+    assert choices[0] == choices[1]
+    assert len(set(scorer.document_hashes("mc_inputs"))) == 8
+
+
+def test_references_are_the_different_answers_that_are_not_blank(make):
+    def references(name):
+        scorer = make(TaskSpec(name, reference=True))
+        return [[one.args[1] for one in document.references] for document in scorer._tasks[name].documents]
+
+    bee = [" bee"]
+    assert references("gen_several") == [bee, bee, [" bee", " 2 bees"], [" bee", " 3 bees"], bee, bee]
+    choices = [[" red"], [" green as grass"], [" blue"]]
+    assert references("gen_choice") == choices * 2
+
+
+def test_references_are_forwarded_only_where_asked_for_and_generated(make):
+    asked = make(*(TaskSpec(name, reference=True) for name in ("mc_letters", "ll_target", "rolling")))
+    assert asked.score().tokens == make("mc_letters", "ll_target", "rolling").score().tokens
+    plain, more = make("gen_numbers"), make(TaskSpec("gen_numbers", reference=True))
+    assert set(more.metrics("gen_numbers")) - set(plain.metrics("gen_numbers")) == {"loglikelihood"}
+    assert plain.score().tokens < more.score().tokens
 
 
 @pytest.mark.parametrize(

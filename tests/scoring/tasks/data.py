@@ -1,6 +1,8 @@
 """Small data sets for the scoring tests, made on the spot."""
 
 import datasets
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
 
 ANIMALS = ["cat", "dog", "horse", "elephant", "crocodile", "bee"]
 COLOURS = ["red", "green", "blue", "yellow", "grey"]
@@ -76,6 +78,27 @@ def bad_labels(**_):
     return _splits(rows, rows)
 
 
+def inputs(**_):
+    rows = [
+        {"start": f"The {ANIMALS[i % 6]} is", "end": f"as the {ANIMALS[(i + 1 + i // 6) % 6]}", "label": i % 3}
+        for i in range(8)
+    ]
+    return _splits(rows, rows[:5])
+
+
+def pages(**_):
+    """Texts of a word, of several windows, of nothing, and of letters of several bytes."""
+    sentence = "The red cat and the grey dog walk on the road to the yellow horse.\n"
+    texts = ["bee", sentence, "", sentence * 9, "Ä " * 120, sentence * 20]
+    rows = [{"text": text} for text in texts]
+    return _splits(rows, rows)
+
+
+def several_answers(**_):
+    rows = [{"text": f"{i} legs", "answers": ["bee", "", f"{i} bees", "bee"][: 1 + i % 4]} for i in range(6)]
+    return _splits(rows, rows)
+
+
 def fails(**_):
     raise FileNotFoundError("the data are gone")
 
@@ -84,6 +107,28 @@ def own_metric(doc, results):
     return {"words": 1 / 0, "known": 1}
 
 
+def own_likelihood(doc, results):
+    return {"loglikelihood": 7.0}
+
+
 def sometimes(doc, results):
     found = {"words": len(results[0].split())}
     return {**found, "even": 1.0} if int(doc["answer"]) < 6 else found
+
+
+class UnknownRequest(ConfigurableTask):
+    """Asks for what no model answers."""
+
+    def __init__(self, **_):
+        super().__init__(
+            config={
+                "task": "unknown_request",
+                "custom_dataset": targets,
+                "test_split": "test",
+                "doc_to_text": "text",
+                "doc_to_target": "target",
+            }
+        )
+
+    def construct_requests(self, doc, ctx, **keywords):
+        return Instance("draw", doc, (ctx,), 0, keywords["metadata"])

@@ -1,0 +1,159 @@
+"""Answers requests with a live model, and does not ask it again what it has answered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from evomerge.scoring import attention, head
+from evomerge.scoring.answers import DIGEST, Answer, Answers
+from evomerge.scoring.encoder import Encoder, GenerationRequest, LikelihoodRequest
+from evomerge.scoring.generate import Generation, Generator
+from evomerge.scoring.memory import Budget
+from evomerge.scoring.packed import Packed
+
+# Tokens of a forward pass. On a CPU float32 is as fast in small batches, and takes less memory.
+_CPU_TOKENS, _CPU_HALF_TOKENS, _DEVICE_TOKENS = 512, 1024, 32768
+_NAMES = ("_name_or_path", "transformers_version")  # say nothing of what a model computes
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers, by the number of each request.
+
+    likelihoods: summed log-probability, and whether the answer is the greedy one.
+    tokens: forwarded, prompts and generated ones, without padding. padding: padding tokens besides.
+    """
+
+    likelihoods: dict[int, tuple[float, bool]]
+    generations: dict[int, Generation]
+    tokens: int
+    padding: int
+
+
+class Engine:
+    """All requests of a fitness, ready to be put to a live model as often as asked.
+
+    shared: whether rows that begin alike are forwarded together. full_forward: whether whole logits are computed.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        encoder: Encoder,
+        likelihoods: Sequence[LikelihoodRequest],
+        generations: Sequence[GenerationRequest],
+        batch_tokens: int | None,
+    ) -> None:
+        self.likelihoods, self.generations = likelihoods, generations
+        tokens = batch_tokens or _batch_tokens(model)
+        self._budgets = Budget(tokens), Budget(8 * tokens)
+        rows = [len(one.row) for one in likelihoods]
+        longest = max([*rows, *(len(one.prompt) + one.max_tokens for one in generations)], default=0)
+        shortcut = longest > 0 and head.shortcut_holds(model, head.finisher(model.config))
+        masks = attention.find(model, longest) if shortcut else None
+        self._packed = Packed(model, likelihoods, self._budgets[0], masks, shortcut=shortcut)
+        self._generator = Generator(model, encoder, generations, self._budgets, masks)
+        self.shared = masks is not None
+        self.full_forward = longest > 0 and not shortcut
+        salt = _salt(model)
+        self._likelihood_digests = [_digest(salt, request) for request in likelihoods]
+        self._generation_digests = [_digest(salt, request) for request in generations]
+
+    def answer(self, likelihoods: Sequence[int], generations: Sequence[int], answers: Answers | None) -> Answered:
+        """The present weights' answers to some requests.
+
+        answers: what these weights have answered before; added to.
+
+        Raises:
+            CandidateError: memory runs out.
+        """
+        answers = Answers(None, "") if answers is None else answers
+        begun = answers.begin(self._call(likelihoods, generations))
+        kept = answers.finished
+        pairs = {at: _pair(kept[key]) for at, key in self._known(likelihoods, self._likelihood_digests, kept)}
+        asked = [at for at in generations if not self.generations[at].sampled]
+        texts = {at: _text(kept[key]) for at, key in self._known(asked, self._generation_digests, kept)}
+        likelihoods = [at for at in dict.fromkeys(likelihoods) if at not in pairs]
+        generations = [at for at in dict.fromkeys(generations) if at not in texts]
+        if not likelihoods and not generations:
+            return Answered(pairs, texts, 0, 0)
+        tokens = padding = 0
+        if likelihoods:
+            known = {at: _pair(begun[key]) for at, key in self._known(likelihoods, self._likelihood_digests, begun)}
+            found = self._packed.run(likelihoods, known, lambda new: answers.add(self._scored(new)))
+            pairs |= found.answers
+            tokens, padding = found.tokens, found.padding
+        if generations:
+            asked = [at for at in generations if not self.generations[at].sampled]
+            known_texts = {at: _text(begun[key]) for at, key in self._known(asked, self._generation_digests, begun)}
+            made = self._generator.run(generations, known_texts, lambda new: answers.add(self._generated(new)))
+            texts |= made.answers
+            tokens, padding = tokens + made.tokens, padding + made.padding
+        answers.end()
+        return Answered(pairs, texts, tokens, padding)
+
+    @staticmethod
+    def _known(numbers: Iterable[int], digests: list[bytes], kept: dict[bytes, Answer]) -> list[tuple[int, bytes]]:
+        """The requests that have an answer, and its key."""
+        return [(at, digests[at]) for at in numbers if digests[at] in kept] if kept else []
+
+    def _call(self, likelihoods: Sequence[int], generations: Sequence[int]) -> bytes:
+        """Names what is asked, and how it is batched."""
+        parts = [self._likelihood_digests[at] for at in likelihoods]
+        parts += [self._generation_digests[at] for at in generations]
+        sizes = json.dumps([budget.tokens for budget in self._budgets])
+        return hashlib.sha256(sizes.encode() + b"".join(parts)).digest()
+
+    def _scored(self, new: dict[int, tuple[float, bool]]) -> dict[bytes, Answer]:
+        return {
+            self._likelihood_digests[at]: Answer(logprob, greedy, "", 0, True)
+            for at, (logprob, greedy) in new.items()
+            if math.isfinite(logprob)
+        }
+
+    def _generated(self, new: dict[int, Generation]) -> dict[bytes, Answer]:
+        return {
+            self._generation_digests[at]: Answer(math.nan, False, one.text, one.tokens, one.finished)
+            for at, one in new.items()
+            if one.finite and not self.generations[at].sampled
+        }
+
+
+def _batch_tokens(model: Any) -> int:
+    if model.device.type != "cpu":
+        return _DEVICE_TOKENS
+    return _CPU_TOKENS if model.dtype == torch.float32 else _CPU_HALF_TOKENS
+
+
+def _pair(answer: Answer) -> tuple[float, bool]:
+    return answer.logprob, answer.greedy
+
+
+def _text(answer: Answer) -> Generation:
+    return Generation(answer.text, answer.tokens, answer.finished, finite=True)
+
+
+def _salt(model: Any) -> bytes:
+    """What a model computes besides its weights: its configuration, that of its generation included."""
+    config = {name: value for name, value in model.config.to_diff_dict().items() if name not in _NAMES}
+    generation = getattr(model, "generation_config", None)
+    ways = {} if generation is None else generation.to_diff_dict()
+    ways = {name: value for name, value in ways.items() if name not in _NAMES}
+    return hashlib.sha256(json.dumps([config, ways], sort_keys=True, default=str).encode()).digest()
+
+
+def _digest(salt: bytes, request: LikelihoodRequest | GenerationRequest) -> bytes:
+    found = hashlib.sha256(salt)
+    for value in astuple(request):
+        is_ids = isinstance(value, tuple) and bool(value) and isinstance(value[0], int)
+        found.update(np.array(value, dtype=np.int64).tobytes() if is_ids else repr(value).encode())
+        found.update(b"|")
+    return found.digest()[:DIGEST]
