@@ -75,12 +75,46 @@ class Prompt:
         keys[:, past : self.length], values[:, past : self.length] = self.own[layer]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Distinct prompts, ready to be forwarded.
+
+    places: of each prompt, (length, 3) places of its tokens, see `prefixes.Plan`.
+    waves: the prompts in the order in which they are forwarded, cut into batches of answers.
+    max_tokens: of an answer.
+    """
+
+    steps: list[Step]
+    places: list[np.ndarray]
+    waves: list[list[int]]
+    max_tokens: int
+
+
+def prepare(model: Any, prompts: Sequence[np.ndarray], max_tokens: int, reads: Budget, columns: int) -> Reading:
+    """Lays prompts out.
+
+    prompts: int64 token ids, distinct.
+    reads: how many tokens a forward pass over prompts may have.
+    columns: keys, of all prompts and answers, that a batch of answers may hold.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    plan = prefixes.plan(prompts, lengths, reads.tokens, reads.line, attention.cost(model))
+    last = [int(places[:, 0].max()) for places in plan.places]
+    waves: list[list[int]] = []
+    longest = 0
+    for at in sorted(range(len(prompts)), key=lambda at: (last[at], at)):
+        longest = max(longest, lengths[at] + max_tokens)
+        if waves and (len(waves[-1]) + 1) * longest <= columns:
+            waves[-1].append(at)
+        else:
+            waves.append([at])
+            longest = lengths[at] + max_tokens
+    return Reading([Step.of(batch, model.device) for batch in plan.batches], plan.places, waves, max_tokens)
+
+
 @dataclass
 class Decoder:
     """Answers prompts greedily.
-
-    columns: keys, of all prompts and answers, that a batch of answers may hold.
-    reads: how many tokens a forward pass over prompts may have.
 
     tokens, padding: forwarded so far.
     size: of the latest batch, tokens of prompts if it was reading them, and else keys.
@@ -88,38 +122,20 @@ class Decoder:
 
     model: Any
     masks: Attention
-    columns: int
-    reads: Budget
     tokens: int = field(default=0, init=False)
     padding: int = field(default=0, init=False)
     size: int = field(default=0, init=False)
     reading: bool = field(default=True, init=False)
 
-    def waves(self, prompts: Sequence[np.ndarray], plan: prefixes.Plan, max_tokens: int) -> list[list[int]]:
-        """The prompts in the order in which they are forwarded, cut into batches of answers."""
-        order = sorted(range(len(prompts)), key=lambda at: (int(plan.places[at][:, 0].max()), at))
-        waves: list[list[int]] = []
-        longest = 0
-        for at in order:
-            longest = max(longest, len(prompts[at]) + max_tokens)
-            if waves and (len(waves[-1]) + 1) * longest <= self.columns:
-                waves[-1].append(at)
-            else:
-                waves.append([at])
-                longest = len(prompts[at]) + max_tokens
-        return waves
-
     def run(
         self,
-        prompts: Sequence[np.ndarray],
-        max_tokens: int,
+        reading: Reading,
         ended: Ended,
         known: Callable[[int], bool],
         done: Callable[[int, list[int], bool], None],
     ) -> None:
-        """Answers distinct prompts.
+        """Answers prompts.
 
-        prompts: int64 token ids.
         ended: says of answers, by number of the prompt and tokens so far, whether each has come to its end.
         known: whether a prompt's answer is known. A batch of which all are is skipped.
         done: is given each answer: the prompt's number, the tokens, and whether all its logits were numbers.
@@ -127,23 +143,23 @@ class Decoder:
         Raises:
             torch.OutOfMemoryError: answers given before stand.
         """
-        lengths = [len(prompt) for prompt in prompts]
-        plan = prefixes.plan(prompts, lengths, self.reads.tokens, self.reads.line, attention.cost(self.model))
-        waves = [wave for wave in self.waves(prompts, plan, max_tokens) if not all(map(known, wave))]
-        wanted = {int(number) for wave in waves for at in wave for number in plan.places[at][:, 0]}
+        places = reading.places
+        waves = [wave for wave in reading.waves if not all(map(known, wave))]
+        wanted = {number for wave in waves for at in wave for number in np.unique(places[at][:, 0]).tolist()}
+        whole_with: dict[int, list[int]] = {}
+        for wave in waves:
+            for at in wave:
+                whole_with.setdefault(int(places[at][:, 0].max()), []).append(at)
         walk = Walk(self.model, self.masks)
         ready: dict[int, Prompt] = {}
-        last = {at: int(plan.places[at][:, 0].max()) for wave in waves for at in wave}
         try:
-            for number, batch in enumerate(plan.batches):
-                if number not in wanted:
-                    continue
-                mine = [at for at in last if last[at] == number]
-                self.size, self.reading = batch.ids.size, True
-                ready |= self._prefill(walk, Step.of(batch, self.model.device), mine, plan.places)
+            for number in sorted(wanted):
+                step = reading.steps[number]
+                self.size, self.reading = step.ids.numel(), True
+                ready |= self._prefill(walk, step, whole_with.get(number, []), places)
                 while waves and all(at in ready for at in waves[0]):
                     wave = waves.pop(0)
-                    self._answer(wave, [ready.pop(at) for at in wave], max_tokens, ended, done)
+                    self._answer(wave, [ready.pop(at) for at in wave], reading.max_tokens, ended, done)
         finally:
             self.tokens, self.padding = self.tokens + walk.tokens, self.padding + walk.padding
 

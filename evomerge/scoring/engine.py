@@ -109,7 +109,7 @@ class Engine:
         """Names what is asked, and how it is batched."""
         parts = [self._likelihood_digests[at] for at in likelihoods]
         parts += [self._generation_digests[at] for at in generations]
-        sizes = json.dumps([budget.tokens for budget in self._budgets])
+        sizes = json.dumps([budget.sizes for budget in self._budgets])
         return hashlib.sha256(sizes.encode() + b"".join(parts)).digest()
 
     def _scored(self, new: dict[int, tuple[float, bool]]) -> dict[bytes, Answer]:

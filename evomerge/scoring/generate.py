@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
 from evomerge.scoring.attention import Attention
-from evomerge.scoring.decode import Decoder
+from evomerge.scoring.decode import Decoder, Reading, prepare
 from evomerge.scoring.encoder import Encoder, GenerationRequest
-from evomerge.scoring.memory import Budget
+from evomerge.scoring.memory import Budget, Recent
 
 # Keywords that change nothing unless answers are sampled.
 _SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"})
@@ -156,6 +156,7 @@ class Generator:
         self._budgets = budgets
         self._masks = masks if requests and _plain(model.generation_config) else None
         self._endings: dict[tuple[str, ...], _Endings] = {}
+        self._readings: Recent[Reading] = Recent()
 
     @torch.no_grad()
     def run(
@@ -211,12 +212,12 @@ class Generator:
             report({rows[number]: found[rows[number]]})
 
         while True:
-            decoder = Decoder(self._model, self._masks, self._budgets[1].tokens, self._budgets[0])
-            prompts = [np.array(self._requests[at].prompt, dtype=np.int64) for at in rows]
+            decoder = Decoder(self._model, self._masks)
+            sizes = [budget.sizes for budget in self._budgets]
+            reading = self._readings.get((tuple(rows), *sizes), lambda: self._read(rows))
             try:
                 decoder.run(
-                    prompts,
-                    request.max_tokens,
+                    reading,
                     lambda numbers, answers: [ending(answer) for answer in answers],
                     lambda number: rows[number] in found,
                     done,
@@ -226,8 +227,14 @@ class Generator:
                 size, budget = decoder.size, self._budgets[0 if decoder.reading else 1]
             tokens, padding = tokens + decoder.tokens, padding + decoder.padding
             # Out of the handler, whose exception holds on to the batch's memory.
-            del decoder
+            del decoder, reading
+            self._readings.clear()
             budget.shrink(size)
+
+    def _read(self, rows: list[int]) -> Reading:
+        prompts = [np.array(self._requests[at].prompt, dtype=np.int64) for at in rows]
+        reads, answers = self._budgets
+        return prepare(self._model, prompts, self._requests[rows[0]].max_tokens, reads, answers.tokens)
 
     def _generation(self, request: GenerationRequest, answer: list[int], finite: bool) -> Generation:
         text = postprocess_generated_text(self._encoder.tok_decode(answer), list(request.until), None)

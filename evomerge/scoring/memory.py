@@ -1,9 +1,10 @@
-"""Batches by token budget, halved when memory runs out."""
+"""Batches by token budget, halved when memory runs out; and what is kept for the next candidate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 
@@ -15,6 +16,27 @@ SMALL = 16  # tokens
 LONG = 8  # batches: a line up to that long is forwarded whole
 
 
+class Recent(Generic[T]):
+    """The latest few of what is dear to make."""
+
+    def __init__(self, size: int = 8) -> None:
+        self._size = size
+        self._kept: OrderedDict[Hashable, T] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is kept under a key, made if it is not there."""
+        if key not in self._kept:
+            self._kept[key] = make()
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def clear(self) -> None:
+        """Forgets all."""
+        self._kept.clear()
+
+
 class Budget:
     """How many tokens, padding included, a batch may have. Shrinks when memory runs out, and stays shrunk.
 
@@ -23,6 +45,11 @@ class Budget:
 
     def __init__(self, tokens: int) -> None:
         self.tokens, self.line = tokens, LONG * tokens
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """What batches made under it depend on."""
+        return self.tokens, self.line
 
     def batches(self, rows: Sequence[int], length: Callable[[int], int]) -> list[list[int]]:
         """Rows, sorted longest first, cut into batches of which each holds at least one row."""

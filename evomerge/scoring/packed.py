@@ -7,7 +7,6 @@ by itself, padded on the right.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,11 @@ from torch import Tensor
 from evomerge.scoring import attention, head, prefixes
 from evomerge.scoring.attention import Attention, Step, Walk, as_tensor
 from evomerge.scoring.encoder import LikelihoodRequest
-from evomerge.scoring.memory import Budget
+from evomerge.scoring.memory import Budget, Recent
 
 Found = dict[int, tuple[float, bool]]
 Report = Callable[[Found], None]
 
-_PLANS = 8
 _SCORED_AT_ONCE = 1024  # positions that the head is applied to in one go
 _REPORT_EVERY = 5.0  # seconds
 
@@ -101,7 +99,7 @@ class Packed:
         self._rows = [np.array(row, dtype=np.int64) for row in rows]
         self._masks, self._shortcut = masks, shortcut
         self._cost = attention.cost(model)
-        self._prepared: OrderedDict[tuple[int, ...], _Prepared] = OrderedDict()
+        self._prepared: Recent[_Prepared] = Recent()
 
     @torch.no_grad()
     def run(
@@ -119,7 +117,8 @@ class Packed:
         found = dict(known or {})
         tokens = padding = 0
         while True:
-            run = _Run(self, self._prepare(tuple(chosen)), found, report)
+            prepared = self._prepared.get((tuple(chosen), self._budget.sizes), lambda: self._build(tuple(chosen)))
+            run = _Run(self, prepared, found, report)
             try:
                 run.forward()
                 break
@@ -128,19 +127,10 @@ class Packed:
             finally:
                 tokens, padding = tokens + run.walk.tokens, padding + run.walk.padding
             # Out of the handler, whose exception holds on to the batch's memory.
-            del run
+            del run, prepared
             self._prepared.clear()
             self._budget.shrink(size)
         return Likelihoods(found, tokens, padding)
-
-    def _prepare(self, chosen: tuple[int, ...]) -> _Prepared:
-        """The batches for a choice of requests: built once, kept for the latest few choices."""
-        if chosen not in self._prepared:
-            self._prepared[chosen] = self._build(chosen)
-            if len(self._prepared) > _PLANS:
-                self._prepared.popitem(last=False)
-        self._prepared.move_to_end(chosen)
-        return self._prepared[chosen]
 
     def _build(self, chosen: tuple[int, ...]) -> _Prepared:
         lengths = [len(self._requests[request].answer) for request in chosen]

@@ -6,7 +6,7 @@ import torch
 from tiny_models import generation
 
 from evomerge.errors import CandidateError
-from evomerge.scoring import attention, decode, head, prefixes
+from evomerge.scoring import decode, head
 from evomerge.scoring.generate import Generator
 from evomerge.scoring.memory import Budget
 
@@ -236,9 +236,7 @@ def test_a_bf16_model_answers_with_the_best_tokens_of_float32_logits(
 def test_prompts_are_cut_into_batches_in_the_order_in_which_they_are_ready(scoring_model, prompts):
     model = scoring_model("llama")
     rows = [np.array(row) for row in dict.fromkeys(map(tuple, prompts))]
-    decoder = decode.Decoder(model, attention.find(model, 100), columns=200, reads=Budget(32))
-    made = prefixes.plan(rows, [len(row) for row in rows], 32, 256, attention.cost(model))
-    waves = decoder.waves(rows, made, LENGTH)
-    assert sorted(at for wave in waves for at in wave) == list(range(len(rows)))
-    ready = [int(made.places[at][:, 0].max()) for wave in waves for at in wave]
+    reading = decode.prepare(model, rows, LENGTH, reads=Budget(32), columns=200)
+    assert sorted(at for wave in reading.waves for at in wave) == list(range(len(rows)))
+    ready = [int(reading.places[at][:, 0].max()) for wave in reading.waves for at in wave]
     assert ready == sorted(ready)
