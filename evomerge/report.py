@@ -247,7 +247,8 @@ def plan_table(found: Mapping[str, Any]) -> Table:
     """What an experiment comes to: the rows of `plan_json`, and others."""
     table = Table.grid(padding=(0, 2))
     for key, value in found.items():
-        table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+        told = ("yes" if value else "no") if isinstance(value, bool) else value
+        table.add_row(key.replace("_", " "), f"{told:,}" if isinstance(told, int) else str(told))
     return table
 
 

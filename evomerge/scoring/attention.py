@@ -30,25 +30,27 @@ _LENGTH_DEPENDENT = ("dynamic", "longrope")  # ropes that look at the longest ro
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer: those kept, which all lines share, and the batch's own after them."""
+    """Keys and values of one layer: those kept, which all lines share, and the batch's own after them.
 
-    def __init__(self, kept: tuple[Tensor, Tensor] | None = None) -> None:
+    store: whether to hold on to both after the layer is done, which a batch of many lines has no room for.
+    """
+
+    def __init__(self, kept: tuple[Tensor, Tensor] | None = None, *, store: bool = True) -> None:
         super().__init__()
-        self._kept = kept
+        self._kept, self._store = kept, store
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to prepare."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """All keys and values, (b, heads, past + l, d) each."""
-        if self._kept is None:
-            self.keys, self.values = key_states, value_states
-        else:
-            lines = key_states.shape[0]
-            keys, values = (one.expand(lines, -1, -1, -1) for one in self._kept)
-            self.keys = torch.cat([keys, key_states], dim=2)
-            self.values = torch.cat([values, value_states], dim=2)
-        return self.keys, self.values
+        keys, values = key_states, value_states
+        if self._kept is not None:
+            before = [one.expand(keys.shape[0], -1, -1, -1) for one in self._kept]
+            keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+        if self._store:
+            self.keys, self.values = keys, values
+        return keys, values
 
     def get_seq_length(self) -> int:
         """Kept tokens."""
@@ -63,11 +65,14 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def cache(kept: KeysValues) -> Cache:
-    """A cache over kept keys and values, (1, heads, past, d) each, for one forward pass. Empty for no past."""
+def cache(kept: KeysValues, *, store: bool = True) -> Cache:
+    """A cache over kept keys and values, (1, heads, past, d) each, for one forward pass. Empty for no past.
+
+    store: whether `kept` is wanted of it afterwards.
+    """
     if not kept:
         return Cache(layer_class_to_replicate=_Layer)
-    return Cache(layers=[_Layer(one) for one in kept])
+    return Cache(layers=[_Layer(one, store=store) for one in kept])
 
 
 def kept(cache: Cache) -> KeysValues:
@@ -200,7 +205,7 @@ class Walk:
         if self._attention is None or not (keep or step.masked):
             return self._model.base_model(input_ids=step.ids, use_cache=False)[0], []
         self.kept = [(keys[:, :, : batch.past], values[:, :, : batch.past]) for keys, values in self.kept]
-        past = cache(self.kept if batch.past else []) if keep or batch.past else None
+        past = cache(self.kept if batch.past else [], store=keep) if keep or batch.past else None
         hidden = run(self._model, self._attention, step.ids, step.ends, step.depths, past, batch.past)
         after = kept(past) if keep and past is not None else []
         if batch.keep:

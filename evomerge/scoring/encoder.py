@@ -95,7 +95,7 @@ class Encoder(HFLM):  # type: ignore[misc]
         """What `HFLM.loglikelihood` would forward.
 
         Raises:
-            ConfigError: the answer has no tokens, or more than the model's maximum length.
+            ConfigError: the answer has no tokens, or more than the model's maximum length; or nothing precedes it.
         """
         # lm-eval itself fails on an empty answer.
         pairs = self._pairs(self.loglikelihood, instance) if instance.args[1] else [([], [])]
@@ -103,6 +103,9 @@ class Encoder(HFLM):  # type: ignore[misc]
         if not 0 < len(answer) <= self.max_length:
             fault = f"document {instance.doc_id}: an answer of {len(answer)} tokens cannot be scored"
             raise ConfigError(task, [f"{fault} (the model's maximum length is {self.max_length})"])
+        if not context:
+            fault = f"document {instance.doc_id}: nothing goes before the answer {instance.args[1]!r}"
+            raise ConfigError(task, [f"{fault}, and this tokenizer puts no beginning-of-text token there"])
         return self._request(context, answer)
 
     def rolling(self, instance: Instance) -> list[LikelihoodRequest]:
@@ -117,13 +120,18 @@ class Encoder(HFLM):  # type: ignore[misc]
         """What `HFLM.generate_until` would continue.
 
         Raises:
-            ConfigError: the longest answer leaves no room for a prompt; sampled answers are asked for repeatedly.
+            ConfigError: the longest answer leaves no room for a prompt or has none itself; the prompt is empty;
+                a stop string is none; sampled answers are asked for repeatedly.
         """
         text, keywords = instance.args
         options = dict(normalize_gen_kwargs(keywords, self.max_gen_toks))
         eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         until = handle_stop_sequences(options.pop("until", None), eos=eos)
         max_tokens = options.pop("max_gen_toks")
+        if not all(isinstance(stop, str) for stop in until):
+            raise ConfigError(task, ["generation_kwargs.until must be a text or a list of texts"])
+        if max_tokens < 1:
+            raise ConfigError(task, [f"max_gen_toks is {max_tokens}; it must be 1 or more"])
         room = self.max_length - max_tokens
         if room <= 0:
             fault = f"max_gen_toks is {max_tokens}, but the model's maximum length is {self.max_length}"
@@ -131,6 +139,8 @@ class Encoder(HFLM):  # type: ignore[misc]
         if options.get("do_sample") and instance.repeats > 1:
             raise ConfigError(task, [f"repeats: {instance.repeats} sampled answers are not supported; use 1"])
         ids = self.tok_batch_encode([text])[0][0].tolist()
+        if not ids:
+            raise ConfigError(task, [f"document {instance.doc_id}: its prompt has no tokens"])
         prompt = tuple(ids[-room:])
         return GenerationRequest(
             prompt, tuple(until), max_tokens, json.dumps(options, sort_keys=True), len(prompt) < len(ids)

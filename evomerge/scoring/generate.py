@@ -16,10 +16,12 @@ from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
+from evomerge.errors import CandidateError
 from evomerge.scoring.attention import Attention
 from evomerge.scoring.decode import Decoder, Reading, prepare
 from evomerge.scoring.encoder import Encoder, GenerationRequest
 from evomerge.scoring.memory import Budget, Recent
+from evomerge.scoring.tasks import one_line
 
 # Keywords that change nothing unless answers are sampled.
 _SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"})
@@ -82,9 +84,9 @@ class _Endings:
         self._until = until
         self._window = 2 + max(len(tokenizer.encode(stop, add_special_tokens=False)) for stop in until)
         self._eos = {eos} if isinstance(eos, int) else set(eos or ())
-        ends = {stop[-1] for stop in until}
+        ends = {stop[-1] for stop in until if stop}
         # A space may be lost where a token is decoded alone, and a letter of several bytes may take several tokens.
-        self._any = any(end == " " or not end.isascii() for end in ends)
+        self._any = "" in until or any(end == " " or not end.isascii() for end in ends)
         texts = [] if self._any else tokenizer.batch_decode([[token] for token in range(vocabulary)])
         self._may_end = {token for token, text in enumerate(texts) if not ends.isdisjoint(text)}
 
@@ -279,15 +281,18 @@ class Generator:
         ending = self._ending(requests[0].until)
         watch = _Watch(len(rows), device)
         keywords = {"max_length": start + requests[0].max_tokens, **_options(requests[0])}
-        output = self._model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            stopping_criteria=[_Stop(ending, start)],
-            logits_processor=[watch],
-            pad_token_id=tokenizer.pad_token_id,
-            use_cache=True,
-            **keywords,
-        ).tolist()
+        try:
+            output = self._model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                stopping_criteria=[_Stop(ending, start)],
+                logits_processor=[watch],
+                pad_token_id=tokenizer.pad_token_id,
+                use_cache=True,
+                **keywords | {"return_dict_in_generate": False},
+            ).tolist()
+        except (TypeError, ValueError) as error:  # options that it does not know, or that contradict each other
+            raise CandidateError(f"generation_kwargs: {one_line(error)}") from error
         bad = watch.bad.tolist()
         answers = {}
         for line, (at, request) in enumerate(zip(rows, requests, strict=True)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,13 +30,15 @@ def answer_logprobs(
 
     Returns: (g,) float32 log-probabilities, and (g,) bool, whether the token is the most likely one.
     """
+    exact = hidden.device.type == "cpu" and hidden.dtype == weight.dtype == torch.bfloat16
     hidden = hidden.float()
     vocabulary = weight.shape[0]
     chunk = CHUNK if hidden.device.type == "cpu" else DEVICE_CHUNK
     step = max(256, chunk // max(1, *hidden.shape))
     for start in range(0, vocabulary, step):
         rows = slice(start, start + step)
-        logits = hidden @ weight[rows].float().T
+        with _rounding_nothing(exact):
+            logits = hidden @ weight[rows].float().T
         if bias is not None:
             logits += bias[rows].float()
         logits = finish(logits)
@@ -51,6 +54,21 @@ def answer_logprobs(
         best = torch.where(high > highest, at + start, best)
         highest = torch.maximum(high, highest)
     return golds - totals[where], best[where] == tokens
+
+
+@contextmanager
+def _rounding_nothing(exact: bool) -> Iterator[None]:
+    """Lets a CPU multiply float32 matrices in its bfloat16 units if they hold bfloat16 numbers: nothing is lost."""
+    units: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if not exact or not hasattr(units, "fp32_precision"):
+        yield
+        return
+    before = units.fp32_precision
+    units.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        units.fp32_precision = before
 
 
 def best_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

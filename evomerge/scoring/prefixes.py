@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-LINES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+LINES = (32, 64, 96, 128, 192, 256, 512, 1024)
 # Costs are estimates: of layouts within a quarter of the cheapest, those are taken first that forward at most a
 # tenth more than the tree holds.
 NEAR, TIDY = 1.25, 1.1
@@ -190,7 +190,9 @@ def plan(
         return _Writer(tree, tails).finish(_alone(tree, budget, cost, pad=pad))
     whole = min(budget, longest, max(tree.lengths))
     widths = sorted({whole, *(width for width in LINES if width <= min(budget, longest, 16 * whole))})
-    layouts = [_Layout(tree, width, budget, longest, cost, keep=keep) for width in widths for keep in (True, False)]
+    layouts = [_Layout(tree, width, budget, longest, cost, keep=True) for width in widths]
+    if any(layout.kept for layout in layouts):
+        layouts += [_Layout(tree, width, budget, longest, cost, keep=False) for width in widths]
     cheapest = min(layout.cost for layout in layouts)
     near = [layout for layout in layouts if layout.cost <= NEAR * cheapest]
     tidy = [layout for layout in near if layout.forwarded <= TIDY * tree.distinct]
@@ -200,7 +202,7 @@ def plan(
 class _Layout:
     """One way to forward a tree: in lines of at most `width` tokens, where the tree allows it.
 
-    keep: whether to look for trunks that pay.
+    keep: whether to look for trunks that pay. kept: whether there is one.
     cost: of all batches. forwarded: tokens, padding included.
     """
 
@@ -211,6 +213,7 @@ class _Layout:
         self._grow(root)
         self._batches: list[tuple[tuple[_Trunk, ...], list[_Line]]] = []
         self.cost, self.forwarded = 0.0, 0
+        self.kept = bool(root.further)
         waiting: list[tuple[_Trunk, ...]] = [(root,)]
         while waiting:
             chain = waiting.pop()
@@ -231,12 +234,16 @@ class _Layout:
             trunk, nodes = waiting.pop()
             while nodes:
                 node = nodes.pop()
+                size = self._tree.size(node, trunk.depth)
+                if size <= min(self._width, self._longest):
+                    trunk.units.append(node)
+                    continue
                 further, above = self._pays(node, trunk.depth)
                 if further is not None:
                     trunk.further.append(further)
                     waiting.append((further, above))
                     nodes += self._aside(further, node)
-                elif node.children and self._tree.size(node, trunk.depth) > self._width:
+                elif node.children:
                     nodes += reversed(node.children)
                 else:
                     trunk.units.append(node)

@@ -227,9 +227,12 @@ def _prompt(name: str, task: Task, spec: TaskSpec, chat_template: Callable[..., 
         instances.sort(key=lambda instance: instance.idx)
     ordered = [tuple(instances) for _, instances in sorted(by_document.items())]
     chat = chat_template is not None
-    references = [_references(task, one, chat) if spec.reference else () for one in ordered]
-    if not all(references):
-        references = [()] * len(ordered)
+    # A metric of the task's own goes by that name before one of ours.
+    asked = spec.reference and task.OUTPUT_TYPE == "generate_until" and "loglikelihood" not in task.aggregation()
+    references = [_references(task, one, chat) if asked else () for one in ordered]
+    if asked and not all(references):
+        fault = f"document {references.index(())} has no reference answer, whose loglikelihood is asked for"
+        raise ConfigError(name, [f"{fault}; name another metric"])
     documents = (
         Document(instances[0].doc, instances, found, _digest(task, instances[0].doc))
         for instances, found in zip(ordered, references, strict=True)

@@ -276,3 +276,48 @@ def test_logits_that_are_not_finite_fail_the_candidate(more, make, scoring_model
         model.model.norm.weight[0] = float("nan")
     with pytest.raises(CandidateError, match=r"made.*not finite"):
         scorer.score()
+
+
+def test_an_empty_stop_string_ends_each_answer_at_once_as_in_lm_eval(make, stock):
+    scorer = make(until='["", "a"]')
+    assert scorer.score().truncated == {"made": 0}
+    assert texts(scorer) == stock(scorer._model)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"until": "null"}, "until must be a text or a list of texts"),
+        ({"until": "3"}, "until must be a text or a list of texts"),
+        ({"length": 0}, "max_gen_toks is 0; it must be 1 or more"),
+        ({"length": -3}, "max_gen_toks is -3; it must be 1 or more"),
+    ],
+)
+def test_options_that_give_no_answer_are_refused(keywords, message, make):
+    with pytest.raises(ConfigError, match=message):
+        make(**keywords)
+
+
+@pytest.mark.parametrize("more", [", foo: 3", ", num_beams: 2, do_sample: true, num_return_sequences: 3"])
+def test_options_that_generate_refuses_fail_the_candidate(more, make):
+    with pytest.raises(CandidateError, match="generation_kwargs"):
+        make(more=more).score()
+
+
+def test_nothing_before_an_answer_is_refused_where_no_token_stands_for_it(
+    make, scoring_model, scoring_tokenizers, tmp_path
+):
+    make()  # writes the data
+    form = "task: bare\ncustom_dataset: !function data.questions\ntest_split: test\ndoc_to_text: '{text}'\n"
+    (tmp_path / "bare.yaml").write_text(
+        form.format(text=" ") + "output_type: loglikelihood\ndoc_to_target: answer\ntarget_delimiter: ''\n"
+    )
+    (tmp_path / "blank.yaml").write_text(
+        form.format(text="").replace("bare", "blank") + "output_type: generate_until\ndoc_to_target: answer\n"
+        "generation_kwargs: {until: ['.'], max_gen_toks: 4}\n"
+    )
+    for task, message in (("bare", "document 0: nothing goes before the answer"), ("blank", "its prompt has no")):
+        spec = [TaskSpec(task)]
+        with pytest.raises(ConfigError, match=message):
+            Scorer(scoring_model("gpt2"), scoring_tokenizers[False], spec, include=tmp_path)
+        Scorer(scoring_model("gpt2"), scoring_tokenizers[True], spec, include=tmp_path).score()

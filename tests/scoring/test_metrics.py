@@ -9,15 +9,15 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from evomerge.errors import CandidateError
+from evomerge.errors import CandidateError, ConfigError
 from evomerge.scoring import Scorer, TaskSpec
 from evomerge.scoring.smooth import choice_metrics
 
 
 @pytest.fixture
 def make(scoring_model, scoring_tokenizer, scoring_tasks):
-    def make(*names):
-        specs = [TaskSpec(name, reference=True) for name in names]
+    def make(*names, reference=True):
+        specs = [TaskSpec(name, reference=reference) for name in names]
         return Scorer(scoring_model("llama"), scoring_tokenizer, specs, include=scoring_tasks)
 
     return make
@@ -152,10 +152,10 @@ def test_several_references_add_their_probabilities(make, scoring_tokenizer):
         assert found[at] == pytest.approx(math.log(sum(math.exp(nats) for nats, _ in answers)), abs=1e-4)
 
 
-def test_a_document_without_a_reference_leaves_its_task_without_their_loglikelihood(make):
-    scorer = make("gen_blank")
-    assert "loglikelihood" not in scorer.metrics("gen_blank")
-    assert "loglikelihood" not in scorer.score().tasks["gen_blank"].aggregates
+def test_a_document_without_a_reference_is_named(make):
+    assert "loglikelihood" not in make("gen_blank", reference=False).metrics("gen_blank")
+    with pytest.raises(ConfigError, match=r"document \d+ has no reference answer"):
+        make("gen_blank")
 
 
 def test_a_metric_of_the_task_stands_before_a_smooth_one_of_its_name(make):
