@@ -265,9 +265,8 @@ class _Layout:
             for step in path[:best]:
                 trunk.inside += [child.lo for child in step.children if child.depth == step.depth]
             return trunk, _standing(trunk, path[best])
-        again = (len(node.children) - 1) * (
-            node.depth - depth
-        )  # tokens, if each subtree forwards the path by itself
+        # Tokens forwarded again if each subtree forwards the path by itself.
+        again = (len(node.children) - 1) * (node.depth - depth)
         if node.deepest - depth > self._longest and (not node.children or again > 2 * self._call):
             trunk = _Trunk(node.lo, depth, min(node.depth, depth + self._longest))
             return trunk, _standing(trunk, node) if trunk.depth == node.depth else [node]
