@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,12 +81,14 @@ class Reading:
     """Distinct prompts, ready to be forwarded.
 
     places: of each prompt, (length, 3) places of its tokens, see `prefixes.Plan`.
+    needs: of each prompt, the numbers of the steps that forward it, in order; it is whole with the last.
     waves: the prompts in the order in which they are forwarded, cut into batches of answers.
     max_tokens: of an answer.
     """
 
     steps: list[Step]
     places: list[np.ndarray]
+    needs: list[list[int]]
     waves: list[list[int]]
     max_tokens: int
 
@@ -99,17 +102,18 @@ def prepare(model: Any, prompts: Sequence[np.ndarray], max_tokens: int, reads: B
     """
     lengths = [len(prompt) for prompt in prompts]
     plan = prefixes.plan(prompts, lengths, reads.tokens, reads.line, attention.cost(model))
-    last = [int(places[:, 0].max()) for places in plan.places]
+    needs = [np.unique(places[:, 0]).tolist() for places in plan.places]
     waves: list[list[int]] = []
     longest = 0
-    for at in sorted(range(len(prompts)), key=lambda at: (last[at], at)):
+    for at in sorted(range(len(prompts)), key=lambda at: (needs[at][-1], at)):
         longest = max(longest, lengths[at] + max_tokens)
         if waves and (len(waves[-1]) + 1) * longest <= columns:
             waves[-1].append(at)
         else:
             waves.append([at])
             longest = lengths[at] + max_tokens
-    return Reading([Step.of(batch, model.device) for batch in plan.batches], plan.places, waves, max_tokens)
+    steps = [Step.of(batch, model.device) for batch in plan.batches]
+    return Reading(steps, plan.places, needs, waves, max_tokens)
 
 
 @dataclass
@@ -143,20 +147,19 @@ class Decoder:
         Raises:
             torch.OutOfMemoryError: answers given before stand.
         """
-        places = reading.places
         waves = [wave for wave in reading.waves if not all(map(known, wave))]
-        wanted = {number for wave in waves for at in wave for number in np.unique(places[at][:, 0]).tolist()}
+        wanted: set[int] = set()
         whole_with: dict[int, list[int]] = {}
-        for wave in waves:
-            for at in wave:
-                whole_with.setdefault(int(places[at][:, 0].max()), []).append(at)
+        for at in itertools.chain.from_iterable(waves):
+            wanted.update(reading.needs[at])
+            whole_with.setdefault(reading.needs[at][-1], []).append(at)
         walk = Walk(self.model, self.masks)
         ready: dict[int, Prompt] = {}
         try:
             for number in sorted(wanted):
                 step = reading.steps[number]
                 self.size, self.reading = step.ids.numel(), True
-                ready |= self._prefill(walk, step, whole_with.get(number, []), places)
+                ready |= self._prefill(walk, step, whole_with.get(number, []), reading.places)
                 while waves and all(at in ready for at in waves[0]):
                     wave = waves.pop(0)
                     self._answer(wave, [ready.pop(at) for at in wave], reading.max_tokens, ended, done)

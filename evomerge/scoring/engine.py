@@ -78,32 +78,32 @@ class Engine:
         answers = Answers(None, "") if answers is None else answers
         begun = answers.begin(self._call(likelihoods, generations))
         kept = answers.finished
-        pairs = {at: _pair(kept[key]) for at, key in self._known(likelihoods, self._likelihood_digests, kept)}
-        asked = [at for at in generations if not self.generations[at].sampled]
-        texts = {at: _text(kept[key]) for at, key in self._known(asked, self._generation_digests, kept)}
+        pairs, texts = self._pairs(likelihoods, kept), self._texts(generations, kept)
         likelihoods = [at for at in dict.fromkeys(likelihoods) if at not in pairs]
         generations = [at for at in dict.fromkeys(generations) if at not in texts]
         if not likelihoods and not generations:
             return Answered(pairs, texts, 0, 0)
         tokens = padding = 0
         if likelihoods:
-            known = {at: _pair(begun[key]) for at, key in self._known(likelihoods, self._likelihood_digests, begun)}
+            known = self._pairs(likelihoods, begun)
             found = self._packed.run(likelihoods, known, lambda new: answers.add(self._scored(new)))
             pairs |= found.answers
             tokens, padding = found.tokens, found.padding
         if generations:
-            asked = [at for at in generations if not self.generations[at].sampled]
-            known_texts = {at: _text(begun[key]) for at, key in self._known(asked, self._generation_digests, begun)}
-            made = self._generator.run(generations, known_texts, lambda new: answers.add(self._generated(new)))
+            begun_texts = self._texts(generations, begun)
+            made = self._generator.run(generations, begun_texts, lambda new: answers.add(self._generated(new)))
             texts |= made.answers
             tokens, padding = tokens + made.tokens, padding + made.padding
         answers.end()
         return Answered(pairs, texts, tokens, padding)
 
-    @staticmethod
-    def _known(numbers: Iterable[int], digests: list[bytes], kept: dict[bytes, Answer]) -> list[tuple[int, bytes]]:
-        """The requests that have an answer, and its key."""
-        return [(at, digests[at]) for at in numbers if digests[at] in kept] if kept else []
+    def _pairs(self, numbers: Iterable[int], kept: dict[bytes, Answer]) -> dict[int, tuple[float, bool]]:
+        found = _known(numbers, self._likelihood_digests, kept)
+        return {at: (one.logprob, one.greedy) for at, one in found.items()}
+
+    def _texts(self, numbers: Iterable[int], kept: dict[bytes, Answer]) -> dict[int, Generation]:
+        found = _known(numbers, self._generation_digests, kept)  # sampled ones are never kept
+        return {at: Generation(one.text, one.tokens, one.finished, finite=True) for at, one in found.items()}
 
     def _call(self, likelihoods: Sequence[int], generations: Sequence[int]) -> bytes:
         """Names what is asked, and how it is batched."""
@@ -133,12 +133,9 @@ def _batch_tokens(model: Any) -> int:
     return _CPU_TOKENS if model.dtype == torch.float32 else _CPU_HALF_TOKENS
 
 
-def _pair(answer: Answer) -> tuple[float, bool]:
-    return answer.logprob, answer.greedy
-
-
-def _text(answer: Answer) -> Generation:
-    return Generation(answer.text, answer.tokens, answer.finished, finite=True)
+def _known(numbers: Iterable[int], digests: list[bytes], kept: dict[bytes, Answer]) -> dict[int, Answer]:
+    """The requests that have an answer."""
+    return {at: kept[digests[at]] for at in numbers if digests[at] in kept} if kept else {}
 
 
 def _salt(model: Any) -> bytes:

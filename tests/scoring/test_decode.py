@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import generation
+from tiny_models import generation, short_of_memory
 
 from evomerge.errors import CandidateError
 from evomerge.scoring import decode, head
@@ -118,21 +118,6 @@ def test_keys_of_a_batch_of_answers_stay_within_the_budget(
     assert_equal_to_stock(model, scoring_tokenizer, engine, requests)
     assert len(held) > 2
     assert all(size <= 8 * 32 or rows == 1 for rows, size in held)
-
-
-def short_of_memory(model, fits):
-    """Makes forward passes run out of memory unless `fits(lines, columns)`; gives the shapes of those that did."""
-    failures = []
-
-    def check(_, __, keywords):
-        shape = tuple(keywords["input_ids"].shape)
-        if not fits(*shape):
-            failures.append(shape)
-            assert len(failures) < 100, "it never gives up"
-            raise torch.OutOfMemoryError("provoked")
-
-    hook = model.base_model.register_forward_pre_hook(check, with_kwargs=True)
-    return failures, hook
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import plain_logprobs
+from tiny_models import plain_logprobs, short_of_memory
 
 from evomerge.errors import CandidateError
 from evomerge.scoring import Scorer, TaskSpec, attention, packed
@@ -43,21 +43,6 @@ def shapes_of_forwards(model):
         lambda _, __, keywords: shapes.append(tuple(keywords["input_ids"].shape)), with_kwargs=True
     )
     return shapes
-
-
-def short_of_memory(model, fits):
-    """Makes forward passes run out of memory unless `fits(lines, columns)`; gives the shapes of those that did."""
-    failures = []
-
-    def check(_, __, keywords):
-        shape = tuple(keywords["input_ids"].shape)
-        if not fits(*shape):
-            failures.append(shape)
-            assert len(failures) < 100, "it never gives up"
-            raise torch.OutOfMemoryError("provoked")
-
-    model.base_model.register_forward_pre_hook(check, with_kwargs=True)
-    return failures
 
 
 @pytest.fixture(params=["shared", "row by row"])
@@ -184,7 +169,7 @@ def test_running_out_of_memory_is_survived_and_remembered(shared, make, llama):
     scorer = make(batch_tokens=4096)
     assert scorer.shared == shared
     calm = scorer.score()
-    failures = short_of_memory(llama, lambda lines, columns: lines * columns <= 50)
+    failures, _ = short_of_memory(llama, lambda lines, columns: lines * columns <= 50)
     tight = scorer.score()
     assert len(failures) > 1
     assert_close(tight, calm, 1e-5)
@@ -199,7 +184,7 @@ def test_what_was_answered_before_memory_ran_out_is_not_lost(make, llama, monkey
     scorer = make(specs, batch_tokens=200)
     calm = scorer.score()
     passes = shapes_of_forwards(llama)
-    failures = short_of_memory(llama, lambda *_: len(passes) != 4)
+    failures, _ = short_of_memory(llama, lambda *_: len(passes) != 4)
     found = []
     chosen = range(len(scorer._engine.likelihoods))
     tight = scorer._engine._packed.run(chosen, report=lambda new: found.append(dict(new)))
@@ -224,7 +209,7 @@ def test_answers_given_before_memory_ran_out_for_good_are_kept(make, llama, monk
 
 def test_memory_too_small_for_anything_fails_the_candidate(make, llama):
     scorer = make([TaskSpec("mc_letters")])
-    failures = short_of_memory(llama, lambda *_: False)
+    failures, _ = short_of_memory(llama, lambda *_: False)
     with pytest.raises(CandidateError, match=r"scoring \d+ tokens at once runs out of memory; use a smaller model"):
         scorer.score()
     assert failures
@@ -234,7 +219,7 @@ def test_a_row_that_does_not_fit_alone_fails_the_candidate(make, llama, monkeypa
     monkeypatch.setattr(attention, "find", lambda *_: None)
     scorer = make([TaskSpec("ll_target"), TaskSpec("rolling")])
     longest = max(len(request.row) for request in scorer._engine.likelihoods)
-    failures = short_of_memory(llama, lambda lines, columns: lines * columns < longest)
+    failures, _ = short_of_memory(llama, lambda lines, columns: lines * columns < longest)
     with pytest.raises(CandidateError, match=r"runs out of memory"):
         scorer.score()
     assert failures

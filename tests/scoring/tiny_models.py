@@ -166,3 +166,18 @@ def plain_logprobs(model, row, answer):
     logprobs = logits.float().log_softmax(-1)
     ids = torch.tensor(answer, device=model.device)
     return logprobs.gather(1, ids[:, None]).sum().item(), bool((logits.argmax(-1) == ids).all())
+
+
+def short_of_memory(model, fits):
+    """Makes forward passes run out of memory unless `fits(lines, columns)`; gives the shapes of those that did."""
+    failures = []
+
+    def check(_, __, keywords):
+        shape = tuple(keywords["input_ids"].shape)
+        if not fits(*shape):
+            failures.append(shape)
+            assert len(failures) < 100, "it never gives up"
+            raise torch.OutOfMemoryError("provoked")
+
+    hook = model.base_model.register_forward_pre_hook(check, with_kwargs=True)
+    return failures, hook
