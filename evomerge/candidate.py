@@ -10,18 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from evomerge import merger, plugins, tensors
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CandidateError, CheckpointError
 from evomerge.fitness import Entry, Fitness, Measured, check_metrics, measure
+from evomerge.gradients import Tables
 from evomerge.inputs import Inputs
 from evomerge.loading import first_line, load_model, quiet
 from evomerge.merger import Compile, Merger
 from evomerge.recipe import Dtype, Recipe, Source, Vocabulary
-from evomerge.scoring import Report, Scorer
+from evomerge.scoring import Report, Scorer, TaskScore
 from evomerge.scoring.answers import Answers
+from evomerge.scoring.ascent import Backward
 
 Progress = Callable[[str], None]
 
@@ -205,6 +208,27 @@ class Workbench:
         self.scorer = open_scorer(self.model, self.tokenizer, setup.fitness, setup.entries)
         self.note = None if self.scorer is None else self.scorer.note
 
+    @property
+    def documents(self) -> dict[str, int]:
+        """Entry of the fitness -> the number of its documents, those of a group's tasks behind each other."""
+        if self.scorer is None:
+            return {}
+        counts = self.scorer.documents
+        return {entry: sum(counts[name] for name in names) for entry, names in self.scorer.expanded.items()}
+
+    def by_task(self, documents: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """Task -> ids in it, from entry -> ids in that: a group's tasks lie behind each other."""
+        assert self.scorer is not None
+        found: dict[str, list[int]] = {}
+        for entry, ids in documents.items():
+            start = 0
+            for name in self.scorer.expanded[entry]:
+                end = start + self.scorer.documents[name]
+                if own := [id_ - start for id_ in ids if start <= id_ < end]:
+                    found[name] = own
+                start = end
+        return found
+
     def evaluate(self, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None = None) -> Score:
         """Builds the candidate in the live model and scores it: forwards what it has not answered before.
 
@@ -234,6 +258,49 @@ class Workbench:
             raise CandidateError(f"out of memory on {self.setup.device}: {first_line(error)}") from error
         return Score(measured, report, self.scorer.expanded, seconds, digest)
 
+    def gradient(
+        self, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None = None
+    ) -> tuple[Score, Tables]:
+        """Builds the candidate, and finds the slope of its value in all its coefficients by one backward pass.
+
+        Args:
+            documents: task -> ids of the documents to climb; all by default. Tasks left out take no part.
+
+        Returns: the score of what was climbed alone: smooth stand-ins for metrics that have no slope, see
+            `scoring.ascent`, in the place of reported metrics as well; and `Gradient.tables`.
+
+        Raises:
+            CandidateError: it could not be built or scored, has operators, or a method without derivatives.
+            ConfigError: a climbed metric has no slope and no stand-in.
+        """
+        if self.scorer is None:
+            raise CandidateError("there is no task to score it on")
+        if recipe.operators:
+            names = ", ".join(step.name for step in recipe.operators)
+            raise CandidateError(f"the gradient does not pass through operators, but the recipe has {names}")
+        chosen = (
+            {name: range(count) for name, count in self.scorer.documents.items()}
+            if documents is None
+            else documents
+        )
+        seconds = {}
+        try:
+            start = time.perf_counter()
+            self.merger.apply(recipe)
+            seconds["merge"] = time.perf_counter() - start
+            start = time.perf_counter()
+            with self.merger.gradient(recipe) as gradient:
+                terms = _terms(self.setup.entries, self.scorer.expanded, chosen)
+                found = self.scorer.backward(chosen, terms, gradient.attempt)
+            tables = gradient.tables()
+            seconds["scoring"] = time.perf_counter() - start
+            digest = self.merger.sha256() if self.setup.hash_weights else None
+        except torch.OutOfMemoryError as error:
+            raise CandidateError(f"out of memory on {self.setup.device}: {first_line(error)}") from error
+        report = _climbed(found, chosen)
+        measured = _measured(self.setup.entries, self.scorer.expanded, found)
+        return Score(measured, report, self.scorer.expanded, seconds, digest), tables
+
     def build(self, recipe: Recipe) -> Any:
         """The candidate as a live transformers model, for export. The next candidate overwrites it."""
         self.merger.apply(recipe)
@@ -253,3 +320,43 @@ class Workbench:
             options = operator.Options.model_validate(step.options)
             seed = int(recipe.sha256[:12], 16) + position
             undo.callback(operator.apply(self.model, options, torch.Generator().manual_seed(seed)))
+
+
+def _terms(
+    entries: Sequence[Entry], expanded: Mapping[str, Sequence[str]], documents: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[str, float]]:
+    """Task -> (climbed metric, its share of the value), as `fitness.measure` weighs them: a group's documents are
+    pooled."""
+    counts = {name: len(set(ids)) for name, ids in documents.items()}
+    members = {entry: [name for name in expanded[entry.task] if name in counts] for entry in entries}
+    total = sum(entry.weight for entry, names in members.items() if names)
+    return {
+        name: (entry.climbs, entry.weight / total * counts[name] / sum(counts[one] for one in names))
+        for entry, names in members.items()
+        for name in names
+    }
+
+
+def _climbed(found: Backward, documents: Mapping[str, Sequence[int]]) -> Report:
+    """What a backward pass found, as a report: of each task the climbed metric alone."""
+    tasks = {
+        name: TaskScore(
+            np.array(sorted(set(documents[name])), dtype=np.int64),
+            {found.climbed[name]: values},
+            {found.climbed[name]: float(values.mean())},
+        )
+        for name, values in found.values.items()
+    }
+    return Report(tasks, found.tokens, padding=0, truncated=dict.fromkeys(tasks, 0), cut_prompts={})
+
+
+def _measured(entries: Sequence[Entry], expanded: Mapping[str, Sequence[str]], found: Backward) -> Measured:
+    """The value that was climbed."""
+    pooled = {
+        entry: np.concatenate([found.values[name] for name in names])
+        for entry in entries
+        if (names := [name for name in expanded[entry.task] if name in found.values])
+    }
+    climbed = {entry.task: float(values.mean()) for entry, values in pooled.items()}
+    total = sum(entry.weight for entry in pooled)
+    return Measured(math.fsum(e.weight * climbed[e.task] for e in pooled) / total, dict(climbed), climbed)

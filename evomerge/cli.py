@@ -45,6 +45,13 @@ R = TypeVar("R")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 StudyFolder = Annotated[Path, typer.Argument(help="The study's folder.", show_default=False)]
+PickOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Which trial: best (the default), knee, a number, or weights of tasks like maths=2,code=1.",
+        show_default=False,
+    ),
+]
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
@@ -90,12 +97,14 @@ def run(
     as_json: JsonFlag = False,
 ) -> None:
     """Run a search from an experiment file."""
-    from evomerge import config, study
+    from evomerge import config, records, study
 
     loaded = config.load(experiment)
     if (Path(loaded.study) / "experiment.yaml").exists():
         study.create(loaded)  # refuses, before any model is read
+    records.check_storage(loaded.storage)
     plan = study.plan(loaded, _step)
+    _warn_before(plan)
     study.create(plan.experiment)
     try:
         _search(plan, as_json)
@@ -121,7 +130,7 @@ def resume(
 def _search(plan: Plan, as_json: bool) -> None:
     from evomerge import records, report, study
 
-    earlier = records.read_trials(plan.folder) if (plan.folder / records.JOURNAL).exists() else []
+    earlier = records.read_trials(plan.folder) if records.exists(plan.folder) else []
     try:
         with report.LiveView(err, plan.experiment.budget, earlier) as view:
             trials = study.search(plan, view, view.message)
@@ -150,21 +159,25 @@ def status(
     from evomerge import records, report, study
 
     experiment = study.reopen(folder)
-    trials = records.read_trials(folder) if (folder / records.JOURNAL).exists() else []
+    trials = records.read_trials(folder) if records.exists(folder) else []
     found = report.summary(trials, experiment, str(folder))
-    ranked = sorted((t for t in trials if t.value is not None), key=lambda t: (-(t.value or 0.0), t.number))[:top]
+    ranked = records.ranked(trials)[:top]
     if as_json:
         _print_json({**found, "top": [report.trial_json(trial) for trial in ranked]})
         return
     out.print(report.summary_table(found))
     if ranked:
         out.print(report.trials_table(ranked, title="best trials"))
+    if "front" in found:
+        numbers = [one["number"] for one in found["front"]]
+        out.print(report.front_table([trials[number] for number in numbers], top, found["knee"]))
 
 
 @command
 def certify(
     folder: StudyFolder,
     trial: Annotated[int | None, typer.Option(help="A trial; the best by default.")] = None,
+    pick: PickOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare a study's winner with its parents on held-out documents, with paired tests."""
@@ -172,7 +185,7 @@ def certify(
     from evomerge import report, study
 
     plan = study.plan(study.reopen(folder), _step)
-    chosen = _choose(plan, trial)
+    chosen = _choose(plan, trial, pick)
     winner = study.recipe_of(plan, chosen)
     found = certification.run(plan, winner, _step)
     if as_json:
@@ -187,6 +200,7 @@ def export(
     folder: StudyFolder,
     output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
     trial: Annotated[int | None, typer.Option(help="A trial's number; the best by default.")] = None,
+    pick: PickOption = None,
 ) -> None:
     """Build a trial's model as a Hugging Face folder, and check that it is the one that was scored."""
     from evomerge import export as exporting
@@ -194,7 +208,7 @@ def export(
 
     _refuse_existing(output)
     plan = study.plan(study.reopen(folder), _step)
-    chosen = _choose(plan, trial)
+    chosen = _choose(plan, trial, pick)
     exporting.export_trial(plan, chosen, output, _step)
     out.print(f"trial {chosen.number} is in {output}", highlight=False, soft_wrap=True)
 
@@ -244,17 +258,19 @@ def check(
     as_json: JsonFlag = False,
 ) -> None:
     """Check an experiment without running it: files, models, search space, tasks, metrics."""
-    from evomerge import config, report, scorecard, study
+    from evomerge import config, records, report, scorecard, study
 
     loaded = config.load(experiment)
+    records.check_storage(loaded.storage)
     plan = study.plan(loaded, _step)
     # Of a cluster's machines nothing is known here.
     machine = scorecard.check_workers(plan) if loaded.workers.address is None else {}
     _step("building the tasks")
     documents, note = scorecard.check_tasks(plan)
     found = {**report.plan_json(plan), **machine}
+    warnings = _warn_before(plan)
     if as_json:
-        _print_json({**found, "documents": documents, "note": note})
+        _print_json({**found, "documents": documents, "note": note, "warnings": warnings})
         return
     out.print(report.plan_table(found))
     if not machine.get("fits", True):
@@ -332,7 +348,7 @@ def demo(
     folder: Annotated[Path, typer.Option("--dir", help="Where models, study and export go.")] = Path(
         "evomerge-demo"
     ),
-    candidates: Annotated[int, typer.Option(min=1, help="Candidates of the search.")] = 120,
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates of the search.")] = 400,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a tiny family of models, search for their best merge, compare and export it: about three minutes."""
@@ -346,10 +362,25 @@ def demo(
 # --- shared by the commands --------------------------------------------------------------------------------
 
 
-def _choose(plan: Plan, number: int | None) -> Any:
-    from evomerge import records
+def _warn_before(plan: Plan) -> list[str]:
+    """Tells on standard error what can be said against an experiment before it runs."""
+    from evomerge import advice
 
+    experiment = plan.experiment
+    found = advice.before(plan.coordinates, experiment.budget, experiment.sampler)
+    for text in found:
+        err.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
+    return found
+
+
+def _choose(plan: Plan, number: int | None, pick: str | None) -> Any:
+    from evomerge import pareto, records
+
+    if number is not None and pick is not None:
+        raise ConfigError("--pick", ["and --trial both choose a trial; give one of them"])
     trials = records.read_trials(plan.folder)
+    if pick is not None:
+        return pareto.pick(trials, pick)
     if number is None:
         winner = records.best(trials)
         if winner is None:

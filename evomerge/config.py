@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from evomerge import catalog, plugins
 from evomerge.errors import ConfigError, suggest
 from evomerge.fitness import Fitness
 from evomerge.merger import Compile
+from evomerge.racing import Fidelity
 from evomerge.recipe import (
     Dtype,
     OperatorStep,
@@ -22,7 +24,7 @@ from evomerge.recipe import (
     name_faults,
     relocate,
 )
-from evomerge.space import SearchSpace
+from evomerge.space import Genome, SearchSpace, parse_genome
 
 Auto = Literal["auto"]
 
@@ -92,8 +94,40 @@ def _parse_sampler(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+_DATABASE = re.compile(r"(sqlite:///(?!:memory:).+|(postgresql|mysql)(\+[a-z0-9]+)?://.+)")
+
+
+def _check_storage(value: str) -> str:
+    """Refuses what is no storage, without repeating it: it may hold a password."""
+    if value not in ("journal", "sqlite") and not _DATABASE.fullmatch(value):
+        raise ValueError(
+            "must be journal, sqlite, sqlite:///PATH, or a database's URL: postgresql://USER@HOST/NAME"
+        )
+    if not value.startswith("sqlite:") and value.partition("?")[0].count("@") > 1:
+        raise ValueError("has more than one @: within a user's name or password write it %40")
+    return value
+
+
+def resolve_storage(storage: str, folder: Path) -> str:
+    """An experiment's `storage`, a relative path in it taken from a folder."""
+    path = storage.removeprefix("sqlite:///")
+    if path == storage or path.startswith("${"):
+        return storage
+    return f"sqlite:///{(folder / Path(path).expanduser()).resolve()}"
+
+
 class Experiment(Strict):
-    """An experiment file, with its search space and fitness read in and its paths absolute."""
+    """An experiment file, with its search space and fitness read in and its paths absolute.
+
+    Attributes:
+        starts: points to look at first: folders of earlier studies, for the best point of each; and genomes, whose
+            missing coordinates are at their `init`. A study keeps all of them as genomes, and needs no other study.
+        storage: where the log of finished trials is kept. `journal` is the file STUDY/journal.log; `sqlite` the
+            database STUDY/journal.db; `sqlite:///PATH` a database file elsewhere; `postgresql://USER@HOST/NAME`, or
+            another SQLAlchemy URL that Optuna takes, a server, which many studies may share. This file is kept in
+            STUDY as it is, so a password has no place here: ${NAME} in a URL stands for an environment variable,
+            read anew whenever the database is opened.
+    """
 
     base: SourceField
     experts: dict[str, SourceField] = Field(min_length=1)
@@ -103,12 +137,17 @@ class Experiment(Strict):
         default_factory=lambda: SamplerChoice(name="cma")
     )
     budget: Budget
+    fidelity: Fidelity = Fidelity()
+    mode: Literal["generations", "async"] = "generations"
+    warm_start: bool = True
+    starts: tuple[str | Annotated[Genome, BeforeValidator(parse_genome)], ...] = ()
     seed: int = Field(default=0, ge=0, lt=2**31)
     workers: Workers = Workers()
     dtype: Auto | Dtype = "auto"
     vocabulary: Vocabulary | None = None
     compile: Compile = "auto"
     operators: tuple[OperatorStep, ...] = ()
+    storage: Annotated[str, AfterValidator(_check_storage)] = "journal"
     study: str
 
     @model_validator(mode="after")
@@ -119,6 +158,12 @@ class Experiment(Strict):
             for step in self.operators
             if step.name not in known
         ]
+        if self.fitness.objective == "pareto" and not plugins.load("samplers", self.sampler.name).MANY:
+            many = [name for name in plugins.names("samplers") if plugins.load("samplers", name).MANY]
+            faults.append(
+                f"sampler: {self.sampler.name} takes one objective, but fitness.objective is pareto; "
+                f"take one of {', '.join(many)}"
+            )
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -154,6 +199,11 @@ def load(path: Path) -> Experiment:
         update={
             "base": relocate(experiment.base, folder),
             "experts": {name: relocate(source, folder) for name, source in experiment.experts.items()},
+            "storage": resolve_storage(experiment.storage, folder),
+            "starts": tuple(
+                str((folder / Path(one).expanduser()).resolve()) if isinstance(one, str) else one
+                for one in experiment.starts
+            ),
             "study": str((folder / Path(experiment.study).expanduser()).resolve()),
         }
     )

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from evomerge.errors import CandidateError, ConfigError, suggest
@@ -48,12 +49,17 @@ class Entry(Strict):
 
 
 class Fitness(Strict):
-    """A fitness file. See `fitness/` for examples."""
+    """A fitness file. See `fitness/` for examples.
+
+    Attributes:
+        objective: `mean` climbs the weighted mean of the search entries' climbed metrics; with `pareto` each
+            entry's climbed metric is an objective of its own, and the mean only ranks trials in tables.
+    """
 
     include: str | None = None
     search: tuple[Entry, ...] = Field(min_length=1)
     holdout: tuple[Entry, ...] = ()
-    objective: Literal["mean"] = "mean"
+    objective: Literal["mean", "pareto"] = "mean"
     num_fewshot: int | None = Field(default=None, ge=0)
     limit: int | None = Field(default=None, ge=1)
     apply_chat_template: bool = False
@@ -68,6 +74,8 @@ class Fitness(Strict):
             f"holdout: {task} is a search task as well; hold-out documents must never be searched on"
             for task in sorted(set(searched) & set(held_out))
         ]
+        if self.objective == "pareto" and len(self.search) < 2:
+            faults.append("objective: pareto needs at least two search entries; add one, or take mean")
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -111,7 +119,7 @@ class Measured:
 
 
 def measure(entries: Sequence[Entry], report: Report, expanded: Mapping[str, Sequence[str]]) -> Measured:
-    """The scores that a report gives for the entries.
+    """The scores that a report gives for the entries, of those that it has documents of.
 
     Args:
         expanded: entry -> the tasks it stands for; several for a group, whose score is their mean weighted by
@@ -122,18 +130,35 @@ def measure(entries: Sequence[Entry], report: Report, expanded: Mapping[str, Seq
     """
 
     def aggregate(task: str, metric: str) -> float:
-        members = [report.tasks[name] for name in expanded[task]]
+        members = [report.tasks[name] for name in expanded[task] if name in report.tasks]
         documents = sum(len(member.documents) for member in members)
         value = math.fsum(member.aggregates[metric] * len(member.documents) for member in members) / documents
         if not math.isfinite(value):
             raise CandidateError(f"{task}: {metric} is {value}, which is no score")
         return value
 
+    entries = [entry for entry in entries if any(name in report.tasks for name in expanded[entry.task])]
     tasks = {entry.task: aggregate(entry.task, entry.metric) for entry in entries}
     climbed = {entry.task: aggregate(entry.task, entry.climbs) for entry in entries}
     total = sum(entry.weight for entry in entries)
     value = math.fsum(entry.weight * climbed[entry.task] for entry in entries) / total
     return Measured(value, tasks, climbed)
+
+
+def document_scores(
+    entries: Sequence[Entry], report: Report, expanded: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """Entry -> the climbed metric of each document, float64 (documents,), a group's tasks behind each other.
+
+    A report that has one metric of a task only has what was climbed in its place.
+    """
+    found = {}
+    for entry in entries:
+        members = [report.tasks[name] for name in expanded[entry.task] if name in report.tasks]
+        values = [m.metrics[entry.climbs if entry.climbs in m.metrics else next(iter(m.metrics))] for m in members]
+        if values:
+            found[entry.task] = np.concatenate(values)
+    return found
 
 
 def check_metrics(entries: Sequence[Entry], scorer: Scorer, where: str = "fitness") -> None:

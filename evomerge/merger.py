@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
-from evomerge import checkpoints, kernels, plugins, tensors
+from evomerge import checkpoints, gradients, kernels, plugins, tensors
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CandidateError
+from evomerge.gradients import Gradient
 from evomerge.methods import TensorInputs
 from evomerge.recipe import Recipe
 from evomerge.residency import Kind, open_source
@@ -75,10 +77,7 @@ class Merger:
         Raises:
             CandidateError: the recipe is for another model or other experts.
         """
-        if unknown := sorted(set(recipe.experts) - set(self.experts)):
-            raise CandidateError(f"the recipe merges {', '.join(unknown)}, which is not open here")
-        if recipe.layers != self.layers:
-            raise CandidateError(f"the recipe is for {recipe.layers} layers, but the model has {self.layers}")
+        self._check(recipe)
         methods = [plugins.load("methods", recipe.method_at(place)) for place in self.places.values()]
         inputs = [_inputs(recipe, place, self._statistics) for place in self.places.values()]
         scalars = [method.scalars(one) for method, one in zip(methods, inputs, strict=True)]
@@ -87,6 +86,40 @@ class Merger:
         for k, (parameter, (base, experts)) in enumerate(zip(self._parameters.values(), streamed, strict=True)):
             options = inputs[k].options
             kernels.merge(methods[k], options, parameter.data, base, experts, given[k], compiled=self.compiled)
+
+    def _check(self, recipe: Recipe) -> None:
+        if unknown := sorted(set(recipe.experts) - set(self.experts)):
+            raise CandidateError(f"the recipe merges {', '.join(unknown)}, which is not open here")
+        if recipe.layers != self.layers:
+            raise CandidateError(f"the recipe is for {recipe.layers} layers, but the model has {self.layers}")
+
+    @contextmanager
+    def gradient(self, recipe: Recipe) -> Iterator[Gradient]:
+        """Takes the gradients of passes back through the live model, and turns them into the coefficients'.
+
+            merger.apply(recipe)
+            with merger.gradient(recipe) as gradient:
+                scorer.backward(documents, terms, gradient.attempt)
+            tables = gradient.tables()
+
+        Args:
+            recipe: the one that the live model holds.
+
+        Raises:
+            CandidateError: the recipe is for another model or other experts, or has a method without derivatives.
+        """
+        self._check(recipe)
+        gradients.refuse(recipe.methods)
+        methods = [plugins.load("methods", recipe.method_at(place)) for place in self.places.values()]
+        inputs = [_inputs(recipe, place, self._statistics) for place in self.places.values()]
+        scalars = [method.scalars(one) for method, one in zip(methods, inputs, strict=True)]
+        given = kernels.arguments(scalars, self.device)
+        tensors_of = (self.places.values(), self._parameters.values(), methods, inputs, given)
+        parts = [gradients.Part(*one) for one in zip(*tensors_of, strict=True)]
+        experts = list(recipe.experts)
+        found = Gradient(recipe, parts, lambda name: next(iter(self._source.stream([name], experts))))
+        with found.hooked():
+            yield found
 
     def sha256(self) -> str:
         """The hash of the live model's weights."""

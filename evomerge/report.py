@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from evomerge import records
+from evomerge import advice, pareto, plugins, records
 from evomerge.certify import Certificate, p_text, truncation_warnings
 from evomerge.config import Budget
 from evomerge.records import Trial
@@ -77,7 +78,8 @@ class LiveView:
 
     def _line(self, trial: Trial) -> str:
         total = f"/{self._budget.candidates}" if self._budget.candidates else ""
-        head = f"[generation {trial.generation}] candidate {trial.number + 1}{total}"
+        role = {"search": "", "select": " against the best", "final": " on all documents"}[trial.role]
+        head = f"[generation {trial.generation}] candidate {trial.number + 1}{total}{role}"
         if trial.value is None:
             return f"{head} failed: {trial.reason}"
         best = records.best(self._trials)
@@ -146,12 +148,35 @@ def trials_table(trials: Sequence[Trial], title: str | None = None) -> Table:
     return table
 
 
+def front_table(front: Sequence[Trial], top: int, knee: int) -> Table:
+    """The first trials of a front with what is climbed in each task.
+
+    knee: the number of the trial that gives up least.
+    """
+    title = f"front, as climbed ({min(top, len(front))} of {len(front)}, knee {knee})"
+    table = Table(title=title, title_justify="left")
+    for column in ("trial", "fitness", *front[0].climbed):
+        table.add_column(column, justify="right")
+    for trial in front[:top]:
+        cells = [f"{value:.4f}" for value in (trial.value or 0.0, *trial.climbed.values())]
+        table.add_row(str(trial.number), *cells, style="bold" if trial.number == knee else None)
+    return table
+
+
 def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, Any]:
     """What `status` tells of a study, as plain values."""
     best = records.best(trials)
     finished = [trial for trial in trials if trial.value is not None]
     spent = [trial.seconds for trial in trials if trial.seconds]
     budget: Budget = experiment.budget
+    several = experiment.fitness.objective == "pareto"
+    advised = advice.after(
+        trials,
+        advice.coordinates_of(experiment.space, trials),
+        ended=_spent(trials, budget),
+        pareto=several,
+        fresh=plugins.load("samplers", experiment.sampler.name).FRESH,
+    )
     return {
         "study": folder,
         "candidates": len(trials),
@@ -166,7 +191,30 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
         },
         "elapsed": max((trial.elapsed for trial in trials), default=0.0),
         "best": None if best is None else trial_json(best),
-        "warnings": [] if best is None else _warnings(best, finished, Path(folder)),
+        "warnings": [*([] if best is None else _warnings(best, finished, Path(folder))), *advised],
+        **(_front(trials) if several and finished else {}),
+    }
+
+
+def _spent(trials: Sequence[Trial], budget: Budget) -> bool:
+    """Whether a limit is reached; of one by time, as far as the trials tell."""
+    elapsed = max((trial.elapsed for trial in trials), default=0.0)
+    return (
+        any(trial.role == "final" for trial in trials[-1:])
+        or len(trials) >= (budget.candidates or math.inf)
+        or sum(trial.documents for trial in trials) >= (budget.documents or math.inf)
+        or elapsed >= 3600 * (budget.hours or math.inf)
+    )
+
+
+def _front(trials: Sequence[Trial]) -> dict[str, Any]:
+    """What there is to tell of several objectives: the trials that no other beats in all, best fitness first."""
+    front = sorted(pareto.front(trials), key=lambda trial: (-(trial.value or 0.0), trial.number))
+    points = [tuple(trial.climbed.values()) for trial in front]
+    return {
+        "front": [trial_json(trial) for trial in front],
+        "knee": pareto.knee(front).number,
+        "hypervolume": pareto.hypervolume(points, pareto.reference(trials)),
     }
 
 
@@ -204,6 +252,8 @@ def summary_table(found: dict[str, Any]) -> Table:
         split = ", ".join(f"{phase} {value:.2f}" for phase, value in seconds.items() if value >= 0.005)
         table.add_row("seconds each", f"{sum(seconds.values()):.2f}  ({split})")
     table.add_row("running time", _duration(found["elapsed"]))
+    if "front" in found:
+        table.add_row("front", f"{len(found['front'])} trials, hypervolume {found['hypervolume']:.4g}")
     for warning in found["warnings"]:
         table.add_row("warning", warning, style="yellow")
     return table

@@ -11,21 +11,25 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+import numpy as np
 from pydantic import ValidationError
 
-from evomerge import candidate, config, plugins, records
-from evomerge.candidate import Setup, Survey
+from evomerge import candidate, config, plugins, racing, records, warm
+from evomerge.candidate import Score, Setup, Survey
 from evomerge.config import Experiment
-from evomerge.errors import CheckpointError, ConfigError, StudyError
+from evomerge.errors import CheckpointError, ConfigError, EvomergeError, StudyError
+from evomerge.fitness import document_scores
 from evomerge.recipe import Recipe, faults_of, pattern_faults
 from evomerge.records import Journal, Trial
+from evomerge.samplers import Problem
+from evomerge.search import Answer, Evaluated, Search, Task
 from evomerge.space import (
     Coordinate,
     Frame,
@@ -34,6 +38,7 @@ from evomerge.space import (
     decode,
     initial,
     known_points,
+    pull_back,
     representatives,
 )
 from evomerge.workers import Job, Outcome, Pool, open_pool
@@ -78,8 +83,9 @@ def plan(experiment: Experiment, progress: candidate.Progress = lambda text: Non
 
     Raises:
         CheckpointError: a model is missing, damaged or does not fit.
-        ConfigError: the search space does not fit the model.
+        ConfigError: the search space does not fit the model, or a start the search space.
     """
+    earlier = _earlier(experiment)
     survey = candidate.survey(
         experiment.base, experiment.experts, experiment.dtype, progress, experiment.vocabulary
     )
@@ -99,8 +105,10 @@ def plan(experiment: Experiment, progress: candidate.Progress = lambda text: Non
         raise ConfigError("space", faults_of(error)) from error
     if faults := pattern_faults(recipe, survey.names):
         raise ConfigError("space", faults)
-    # With the hashes of the weights, so that a study notices if they change.
-    experiment = experiment.model_copy(update={"base": survey.base, "experts": survey.experts})
+    # With the hashes of the weights, so that a study notices if they change; and with the starts themselves, which
+    # earlier studies may lose.
+    starts = warm.resolve(points, experiment.starts, earlier)
+    experiment = experiment.model_copy(update={"base": survey.base, "experts": survey.experts, "starts": starts})
     return Plan(experiment, survey, frame, points, Path(experiment.study))
 
 
@@ -135,7 +143,7 @@ def abandon(folder: Path) -> None:
     """Removes a study that failed before its first trial, so that its experiment can be put right and run again."""
     try:
         with records.lock(folder):
-            if not (folder / records.JOURNAL).exists() or not records.read_trials(folder):
+            if not records.exists(folder) or not records.read_trials(folder):
                 shutil.rmtree(folder, ignore_errors=True)
     except StudyError:
         return  # another process runs it, or the disk is full: it stays
@@ -185,6 +193,7 @@ def search(plan: Plan, observer: Observer, progress: candidate.Progress = lambda
         candidate.prepare(
             plan.setup(), representatives(plan.experiment.space, plan.frame), plan.survey.names, progress
         )
+        _starts(plan, progress)  # measures what there is to measure: later it is found on disk
         progress("starting workers")
         pool = open_pool(plan.experiment.workers, plan.setup())
         if pool.note:
@@ -243,7 +252,7 @@ def _all_failed(trials: Sequence[Trial], which: str) -> str:
 
 
 class Study:
-    """A search under way.
+    """A search under way: the host of a `search.Search` that merges, scores and logs.
 
     Args:
         plan: the experiment, laid over its models.
@@ -259,16 +268,35 @@ class Study:
         self._observer = observer
         experiment = plan.experiment
         self._fitness = experiment.fitness.digest()
-        choice = plugins.load("samplers", experiment.sampler.name)
-        options = choice.Options.model_validate(experiment.sampler.options)
-        starts = known_points(experiment.space, plan.frame)
-        self._sampler = choice.make(plan.coordinates, options, experiment.seed, starts)
-        self._journal = Journal(plan.folder, plan.coordinates)
+        self._entries = experiment.fitness.search
+        objectives = [entry.task for entry in self._entries] if experiment.fitness.objective == "pareto" else []
+        self._journal = Journal(plan.folder, plan.coordinates, objectives)
         self.trials: list[Trial] = self._journal.trials()
+        self._lines = [self._checked(trial) for trial in self.trials]
         # A failed recipe is tried again: its failure may have been the machine's.
-        self._by_recipe = {trial.recipe: trial for trial in reversed(self.trials) if trial.value is not None}
+        self._scored = {trial.recipe for trial in self.trials if trial.value is not None and trial.whole}
+        self._costs: dict[str, _Cost] = {}  # of recipes that are not in the log yet
         self._elapsed = max((trial.elapsed for trial in self.trials), default=0.0)
         self._start = time.monotonic()
+        self._search = self._open()
+
+    def _open(self) -> Search:
+        experiment, plan = self._plan.experiment, self._plan
+        module = plugins.load("samplers", experiment.sampler.name)
+        total = sum(entry.weight for entry in self._entries)
+        problem = Problem(
+            coordinates=plan.coordinates,
+            seed=experiment.seed,
+            starts=_starts(plan),
+            objectives=len(self._entries) if experiment.fitness.objective == "pareto" else 1,
+        )
+        sampler = module.make(problem, module.Options.model_validate(experiment.sampler.options))
+        entries = [
+            racing.Entry(entry.task, self._pool.documents[entry.task], entry.weight / total)
+            for entry in self._entries
+        ]
+        many = problem.objectives > 1
+        return Search(module, sampler, entries, experiment.seed, experiment.fidelity, self, many=many)
 
     def run(self) -> None:
         """Goes on until the budget is spent.
@@ -277,148 +305,241 @@ class Study:
             StudyError: every candidate of a generation failed, or the log cannot be written, or does not belong to
                 this experiment.
         """
-        generation = 0
-        while True:
-            genomes = self._sampler.ask()
-            finished = self._generation(generation, genomes)
-            if len(finished) < len(genomes):
-                return
-            values = [trial.value for trial in finished if trial.value is not None]
-            if values:
-                worst = min(values)
-                self._sampler.tell([worst if trial.value is None else trial.value for trial in finished])
-            generation += 1
+        if self._plan.experiment.mode == "async":
+            self._search.run_async()
+        else:
+            self._search.run()
 
-    def _generation(self, number: int, genomes: Sequence[Genome]) -> list[Trial]:
-        """The trials of a generation, those of the log and those that are still to be evaluated."""
-        logged = [trial for trial in self.trials if trial.generation == number]
-        for trial, genome in zip(logged, genomes, strict=False):
-            if trial.genome != genome:
-                raise StudyError(
-                    f"{self._plan.folder}: trial {trial.number} of the log is not what this sampler proposes; "
-                    "the study was begun with other versions or another experiment, and cannot go on exactly"
-                )
-            recipe_of(self._plan, trial)
-            if trial.fitness != self._fitness:
-                raise StudyError(
-                    f"{self._plan.folder}: trial {trial.number} of the log was scored with another fitness than "
-                    f"{records.EXPERIMENT} has now; put it back, or start a new study"
-                )
-        open_slots = range(len(logged), len(logged) + self._room(genomes[len(logged) :], begun=bool(logged)))
-        if not open_slots:
-            return logged
-        self._observer.generation(number, len(logged) + len(open_slots))
-        fresh = self._evaluate(number, {slot: genomes[slot] for slot in open_slots})
-        trials = [*logged, *fresh]
-        if len(trials) == len(genomes) and all(trial.value is None for trial in trials):
-            raise StudyError(_all_failed(trials, f"all {len(trials)} candidates of generation {number}"))
-        return trials
+    # --- what a search asks of its host ---
 
-    def _room(self, genomes: Sequence[Genome], *, begun: bool) -> int:
-        """How many of a generation's genomes the budget still has room for."""
+    def log(self) -> Sequence[Evaluated]:
+        """The trials, as a search sees them."""
+        return self._lines
+
+    def room(self, wanted: int, *, begun: bool, reserve: int) -> int:
+        """How many candidates the budget still has room for."""
         budget = self._plan.experiment.budget
-        room = len(genomes)
+        room = wanted
         if budget.candidates is not None:
             room = min(room, budget.candidates - len(self.trials))
         if begun:  # the other limits end a search between generations, so that a resumed one ends at the same place
             return max(room, 0)
-        if budget.documents is not None and sum(t.documents for t in self.trials) >= budget.documents:
+        if budget.documents is not None and self._spent() + reserve >= budget.documents:
             room = 0
         if budget.hours is not None and self._seconds() >= 3600 * budget.hours:
             room = 0
         return max(room, 0)
 
+    def _spent(self) -> int:
+        return sum(trial.documents for trial in self.trials)
+
     def _seconds(self) -> float:
         return self._elapsed + time.monotonic() - self._start
 
-    def _evaluate(self, generation: int, genomes: dict[int, Genome]) -> list[Trial]:
-        """Evaluates genomes by slot and logs them in the order of their slots."""
-        recipes = {
-            slot: decode(self._plan.experiment.space, self._plan.frame, genome) for slot, genome in genomes.items()
-        }
-        # Equal recipes are one candidate: the first slot evaluates it, the others repeat its trial.
-        first = {recipe.sha256: slot for slot, recipe in sorted(recipes.items(), reverse=True)}
-        outcomes: dict[int, Outcome] = {}
-        jobs = []
-        for recipe, slot in first.items():
-            kept = (
-                None if recipe in self._by_recipe else records.read_score(self._plan.folder, recipe, self._fitness)
-            )
-            if kept is not None:
-                outcomes[slot] = Outcome(slot, kept)
-            elif recipe not in self._by_recipe:
-                jobs.append(Job(slot, recipes[slot]))
-        jobs.sort(key=lambda job: job.key)
-        trials: dict[int, Trial] = {}
+    def begin(self, generation: int, size: int) -> None:
+        """A generation begins."""
+        self._observer.generation(generation, size)
 
-        def log() -> None:
-            """Logs what is known, up to the first slot that is still being evaluated."""
-            for slot, genome in genomes.items():
-                recipe = recipes[slot].sha256
-                if slot in trials:
+    def scores(self, line: Evaluated) -> Mapping[str, np.ndarray]:
+        """The documents' scores of a trial in the log, from its recipe's file; scored again if that is gone."""
+        recipe = decode(self._plan.experiment.space, self._plan.frame, line.genome)
+        kept = records.read_score(self._plan.folder, recipe.sha256, self._fitness)
+        if kept is None:
+            ((_, answer),) = self.evaluate([Task(0, line.genome, None)])
+            if answer.reason is not None:
+                raise StudyError(f"a candidate in the log cannot be scored again: {answer.reason}")
+            return answer.scores
+        return document_scores(self._entries, kept.report, kept.groups)
+
+    def evaluate(self, tasks: Iterable[Task | None]) -> Iterator[tuple[int, Answer]]:
+        """Evaluates tasks on the pool. Equal recipes on the same documents are one: what is known is not asked."""
+        asked: dict[int, tuple[Task, Recipe]] = {}
+        alike: dict[str, list[int]] = {}
+        on_disk: set[int] = set()
+
+        def jobs() -> Iterator[Job | Outcome | None]:
+            for task in tasks:
+                if task is None:
+                    yield None
                     continue
-                earlier = self._by_recipe.get(recipe) or trials.get(first[recipe])
-                if earlier is None and slot not in outcomes:
-                    return
-                trial = self._trial(generation, slot, genome, recipe, earlier or outcomes[slot])
-                self._journal.add(trial)
-                self.trials.append(trial)
-                trials[slot] = trial
-                if trial.value is not None:
-                    self._by_recipe.setdefault(recipe, trial)
-                self._observer.trial(trial)
+                recipe = decode(self._plan.experiment.space, self._plan.frame, task.genome)
+                asked[task.key] = task, recipe
+                twins = alike.setdefault(_identity(task, recipe), [])
+                twins.append(task.key)
+                if len(twins) == 1:
+                    known = self._known(task, recipe)
+                    if known is not None:
+                        on_disk.add(task.key)
+                    yield known or Job(task.key, recipe, task.documents, task.gradient)
 
-        log()
-        for outcome in self._pool.run(jobs):
+        for outcome in self._pool.run(jobs()):
             if self._stopped.is_set():
                 raise KeyboardInterrupt
-            if outcome.score is not None:
-                recipe = recipes[outcome.key].sha256
-                records.write_score(self._plan.folder, recipe, self._fitness, outcome.score)
-            outcomes[outcome.key] = outcome
-            log()
-        return list(trials.values())
+            task, recipe = asked[outcome.key]
+            self._count(recipe, outcome)
+            new = task.documents is None and not task.gradient and outcome.key not in on_disk
+            if outcome.score is not None and new:
+                records.write_score(self._plan.folder, recipe.sha256, self._fitness, outcome.score)
+            for key in alike.pop(_identity(task, recipe)):
+                yield key, self._answer(asked.pop(key)[0], outcome)
 
-    def _trial(self, generation: int, slot: int, genome: Genome, recipe: str, result: Outcome | Trial) -> Trial:
+    def _known(self, task: Task, recipe: Recipe) -> Outcome | None:
+        """The outcome of a task on all documents, where the recipe was scored before."""
+        if task.documents is not None or task.gradient:
+            return None
+        score = records.read_score(self._plan.folder, recipe.sha256, self._fitness)
+        return None if score is None else Outcome(task.key, score)
+
+    def _count(self, recipe: Recipe, outcome: Outcome) -> None:
+        """A candidate may be scored in several steps: its trial tells what all of them took."""
+        if outcome.score is not None:
+            cost = self._costs.setdefault(recipe.sha256, _Cost())
+            cost.tokens += outcome.score.report.tokens
+            for phase, seconds in outcome.score.seconds.items():
+                cost.seconds[phase] = cost.seconds.get(phase, 0.0) + seconds
+
+    def _answer(self, task: Task, outcome: Outcome) -> Answer:
+        score = outcome.score
+        if score is None:
+            return Answer(reason=outcome.reason)
+        answer = Answer(
+            document_scores(self._entries, score.report, score.groups), score.measured.value, source=score
+        )
+        if outcome.slope is None:
+            return answer
+        slope = pull_back(self._plan.experiment.space, self._plan.frame, task.genome, outcome.slope)
+        return replace(answer, gradient=slope)
+
+    def keep(self, line: Evaluated) -> Evaluated:
+        """Logs a line. The answer is not kept: it holds the scores of every document."""
+        trial = self._trial(line)
+        self._journal.add(trial)
+        self.trials.append(trial)
+        self._lines.append(self._line(trial))
+        if trial.value is not None and trial.whole:
+            self._scored.add(trial.recipe)
+        self._observer.trial(trial)
+        return replace(self._lines[-1], answer=line.answer)
+
+    # --- trials and lines ---
+
+    def _trial(self, line: Evaluated) -> Trial:
+        recipe = decode(self._plan.experiment.space, self._plan.frame, line.genome)
+        answer = line.answer
+        assert answer is not None
         blank = Trial(
             number=len(self.trials),
-            generation=generation,
-            slot=slot,
-            genome=genome,
-            recipe=recipe,
+            generation=line.generation,
+            slot=line.slot,
+            genome=line.genome,
+            recipe=recipe.sha256,
             fitness=self._fitness,
-            value=None,
+            value=line.value,
             tasks={},
             climbed={},
             seconds={},
+            documents=line.documents,
             elapsed=self._seconds(),
+            reason=line.reason,
+            role=line.role,
+            blocks=line.blocks,
+            whole=line.whole,
+            incumbent=line.incumbent,
+            known=line.known,
+            gradient=None if line.gradient is None else dict(line.gradient),
         )
-        if isinstance(result, Trial):
-            return _repeated(blank, result)
-        if result.score is None:
-            return replace(blank, reason=result.reason)
-        score = result.score
-        return replace(
+        if line.reason is not None:
+            return replace(blank, documents=0)
+        score: Score = answer.source
+        scored = replace(
             blank,
-            value=score.measured.value,
             tasks=score.measured.tasks,
             climbed=score.measured.climbed,
-            seconds=score.seconds,
-            tokens=score.report.tokens,
-            documents=sum(len(task.documents) for task in score.report.tasks.values()),
             truncated=sum(score.report.truncated.values()),
             weights_sha256=score.weights_sha256,
         )
+        cost = self._costs.pop(recipe.sha256, _Cost())
+        if self._repeats(line, recipe):
+            return replace(scored, documents=0)
+        return replace(scored, seconds=cost.seconds, tokens=cost.tokens)
+
+    def _repeats(self, line: Evaluated, recipe: Recipe) -> bool:
+        """Whether the log has this recipe on the same documents: then it cost nothing."""
+        if line.whole:
+            return recipe.sha256 in self._scored
+        here = (line.generation, line.role, recipe.sha256)
+        return any((t.generation, t.role, t.recipe) == here and t.value is not None for t in self.trials)
+
+    def _checked(self, trial: Trial) -> Evaluated:
+        """A trial of the log, checked to be of this experiment."""
+        recipe_of(self._plan, trial)
+        if trial.fitness != self._fitness:
+            raise StudyError(
+                f"{self._plan.folder}: trial {trial.number} of the log was scored with another fitness than "
+                f"{records.EXPERIMENT} has now; put it back, or start a new study"
+            )
+        return self._line(trial)
+
+    def _line(self, trial: Trial) -> Evaluated:
+        return Evaluated(
+            generation=trial.generation,
+            slot=trial.slot,
+            genome=trial.genome,
+            value=trial.value,
+            role=trial.role,
+            objectives=tuple(trial.climbed[e.task] for e in self._entries if e.task in trial.climbed),
+            blocks=trial.blocks,
+            whole=trial.whole,
+            incumbent=trial.incumbent,
+            known=trial.known,
+            gradient=trial.gradient,
+            documents=trial.documents,
+            reason=trial.reason,
+        )
 
 
-def _repeated(blank: Trial, earlier: Trial) -> Trial:
-    """A trial whose recipe has been evaluated before."""
-    return replace(
-        blank,
-        value=earlier.value,
-        tasks=earlier.tasks,
-        climbed=earlier.climbed,
-        weights_sha256=earlier.weights_sha256,
-        truncated=earlier.truncated,
-        reason=earlier.reason,
-    )
+@dataclass
+class _Cost:
+    """What it took to score a candidate: tokens forwarded, seconds by phase."""
+
+    tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def _identity(task: Task, recipe: Recipe) -> str:
+    """What two tasks have in common that have one answer."""
+    return f"{recipe.sha256} {task.gradient} {sorted((task.documents or {}).items())}"
+
+
+def _starts(plan: Plan, progress: candidate.Progress = lambda text: None) -> list[Genome]:
+    """Points to look at first: those that the experiment names, and those known of any such space."""
+    experiment = plan.experiment
+    points: list[Genome] = [start for start in experiment.starts if not isinstance(start, str)]
+    if experiment.warm_start:
+        stock = warm.model_stock(plan.setup(), experiment.space, plan.frame, plan.survey.names, progress)
+        points += known_points(experiment.space, plan.frame, [] if stock is None else [stock])
+    else:
+        points.append(initial(plan.coordinates))
+    return [point for number, point in enumerate(points) if point not in points[:number]]
+
+
+def _earlier(experiment: Experiment) -> dict[str, Genome]:
+    """The best points of the earlier studies that an experiment starts from, by their paths.
+
+    Raises:
+        ConfigError: there is no study, or nothing finished in it; with all faults.
+    """
+    found, faults = {}, []
+    for path in (start for start in experiment.starts if isinstance(start, str)):
+        try:
+            winner = records.best(records.read_trials(Path(path)))
+        except EvomergeError as error:
+            faults.append(f"{error}. Give the folder of an earlier study, or take it off the list")
+            continue
+        if winner is None:
+            faults.append(f"{path} has no finished trial; take it off the list")
+        else:
+            found[path] = winner.genome
+    if faults:
+        raise ConfigError("starts", faults)
+    return found

@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,25 +23,34 @@ from typing import Any, Protocol
 
 from evomerge.candidate import Score, Setup, Workbench
 from evomerge.config import Workers
-from evomerge.errors import CandidateError, EvomergeError, WorkerError
+from evomerge.errors import CandidateError, EvomergeError, StudyError, WorkerError
+from evomerge.gradients import Tables
 from evomerge.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Job:
-    """A candidate to evaluate. `key` comes back with its outcome."""
+    """A candidate to evaluate. `key` comes back with its outcome.
+
+    Attributes:
+        documents: entry of the fitness -> ids of the documents to score; None for all.
+        gradient: whether the slope in the recipe's coefficients is wanted.
+    """
 
     key: int
     recipe: Recipe
+    documents: Mapping[str, Sequence[int]] | None = None
+    gradient: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: a score, or the reason that there is none."""
+    """What became of a job: a score, and the slope if it was wanted; or the reason that there is none."""
 
     key: int
     score: Score | None = None
     reason: str | None = None
+    slope: Tables | None = None
 
 
 class Pool(Protocol):
@@ -49,13 +58,16 @@ class Pool(Protocol):
 
     Attributes:
         size: how many at once. note: what people should know of how they are evaluated, if anything.
+        documents: entry of the fitness -> the number of its documents.
     """
 
     size: int
     note: str | None
+    documents: dict[str, int]
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """Evaluates the jobs, at most `size` at once."""
+    def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
+        """Evaluates the jobs, at most `size` at once. The next is taken when a worker is free for it; None says
+        that there is none before some outcome is known. An outcome among them comes back as it is."""
 
     def close(self) -> None:
         """Ends the workers."""
@@ -63,13 +75,23 @@ class Pool(Protocol):
 
 def evaluate(workbench: Workbench, job: Job) -> Outcome:
     """One candidate's outcome. No fault of a candidate gets past this line."""
+    documents = None if job.documents is None else workbench.by_task(job.documents)
     try:
-        return Outcome(job.key, workbench.evaluate(job.recipe))
+        if job.gradient:
+            return Outcome(job.key, *_slope(workbench, job.recipe, documents))
+        return Outcome(job.key, workbench.evaluate(job.recipe, documents))
     except CandidateError as error:
         return Outcome(job.key, reason=str(error))
     except Exception as error:
         first = str(error).strip().split("\n", 1)[0]
         return Outcome(job.key, reason=f"{type(error).__name__}: {first}")
+
+
+def _slope(
+    workbench: Workbench, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None
+) -> tuple[Score, None, Tables]:
+    score, tables = workbench.gradient(recipe, documents)
+    return score, None, tables
 
 
 class InlinePool:
@@ -80,11 +102,14 @@ class InlinePool:
     def __init__(self, setup: Setup) -> None:
         self.workbench = Workbench(setup)
         self.note = self.workbench.note
+        self.documents = self.workbench.documents
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+    def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
         """Evaluates the jobs in their order."""
         for job in jobs:
-            yield evaluate(self.workbench, job)
+            if job is None:
+                raise StudyError("the sampler waits, but nothing is under way")
+            yield job if isinstance(job, Outcome) else evaluate(self.workbench, job)
 
     def close(self) -> None:
         """Nothing to end."""
@@ -143,14 +168,15 @@ def cores() -> int:
 class _Worker:
     """The actor: a workbench in a process of its own."""
 
-    def open(self, setup: Setup) -> tuple[str | None, str | None]:
-        """Makes the workbench; returns what is wrong with the input, and the workbench's note, if anything."""
+    def open(self, setup: Setup) -> tuple[str | None, str | None, dict[str, int]]:
+        """Makes the workbench; returns what is wrong with the input, the workbench's note, if anything, and the
+        numbers of documents."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
         try:
             self.workbench = Workbench(setup)
         except EvomergeError as error:
-            return str(error), None
-        return None, self.workbench.note
+            return str(error), None, {}
+        return None, self.workbench.note, self.workbench.documents
 
     def evaluate(self, job: Job) -> Outcome:
         return evaluate(self.workbench, job)
@@ -183,6 +209,7 @@ class RayPool:
             runtime_env={"env_vars": _thread_limits(resources.threads)},
         )
         self.note: str | None = None
+        self.documents: dict[str, int] = {}
         self._idle: deque[Any] = deque(self._open(resources.count))
 
     def _open(self, count: int) -> list[Any]:
@@ -191,20 +218,31 @@ class RayPool:
             opened = self._ray.get([actor.open.remote(self._setup) for actor in actors])
         except self._ray.exceptions.RayError as error:
             raise WorkerError(f"a worker could not be started: {_cause(error)}") from error
-        for fault, note in opened:
+        for fault, note, documents in opened:
             if fault:
                 raise WorkerError(fault)
-            self.note = note
+            self.note, self.documents = note, documents
         return actors
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+    def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
         """Evaluates the jobs; outcomes come as they are ready."""
-        waiting = deque((job, 0) for job in jobs)
+        coming = iter(jobs)
+        waiting: deque[tuple[Job, int]] = deque()
         running: dict[Any, tuple[Any, Job, int, float]] = {}
-        while waiting or running:
-            while waiting and self._idle:
+        while True:
+            while self._idle:
+                if not waiting:
+                    fresh = next(coming, None)
+                    if fresh is None:
+                        break
+                    if isinstance(fresh, Outcome):
+                        yield fresh
+                        continue
+                    waiting.append((fresh, 0))
                 actor, (job, tries) = self._idle.popleft(), waiting.popleft()
                 running[actor.evaluate.remote(job)] = (actor, job, tries, time.monotonic())
+            if not running:
+                return
             ready, _ = self._ray.wait(list(running), num_returns=1, timeout=1.0)
             for future in ready:
                 actor, job, tries, _ = running.pop(future)

@@ -24,6 +24,9 @@ from .conftest import FITNESS, SPACE
 runner = CliRunner()
 
 
+PARETO = {**FITNESS, "objective": "pareto", "include": None}
+
+
 def call(*arguments: object) -> Any:
     return runner.invoke(cli.app, [str(argument) for argument in arguments])
 
@@ -105,9 +108,55 @@ def test_export_score_and_certify(study_folder: Path, tmp_path: Path) -> None:
     assert "hold-out documents" in found["verdict"]
 
 
+def test_a_trial_is_picked_by_number_or_weights(study_folder: Path, tmp_path: Path) -> None:
+    trials = records.read_trials(study_folder)
+    assert "trial 3 is in" in call("export", study_folder, tmp_path / "third", "--pick", 3).stdout
+    second = max(trials, key=lambda trial: (trial.climbed["second"], trial.value))
+    result = call("export", study_folder, tmp_path / "second", "--pick", "second=1")
+    assert f"trial {second.number} is in" in result.stdout, result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--pick", "thrid=1"], "--pick: unknown task 'thrid'"),
+        (["--pick", "kne"], "Did you mean 'knee'?"),
+        (["--pick", "99"], "--pick: is 99, but the study has trials 0 to 7"),
+        (["--pick", "knee", "--trial", 3], "--pick: and --trial both choose a trial"),
+    ],
+)
+def test_a_pick_that_means_no_trial(
+    study_folder: Path, tmp_path: Path, arguments: list[object], expected: str
+) -> None:
+    assert expected in fails("export", study_folder, tmp_path / "out", *arguments)
+    assert expected in fails("certify", study_folder, *arguments)
+
+
+def test_a_search_for_several_objectives_has_a_front(
+    write_experiment: Callable[..., Path], family: Path, tmp_path: Path
+) -> None:
+    fitness = {**PARETO, "include": str(family / "tasks")}
+    sampler = {"name": "nsga2", "population": 4}
+    path = write_experiment(fitness=fitness, sampler=sampler, budget={"candidates": 12})
+    result = call("run", path)
+    assert result.exit_code == 0, result.output
+    assert "warning: 12 candidates are few for 14 genes" in result.stderr
+    found = json.loads(call("status", path.parent / "study", "--json").stdout)
+    assert found["hypervolume"] >= 0.0
+    assert found["knee"] in [one["number"] for one in found["front"]]
+    shown = call("status", path.parent / "study").stdout
+    assert f"front {len(found['front'])} trials, hypervolume" in " ".join(shown.split())
+    assert "front, as climbed" in shown
+    result = call("export", path.parent / "study", tmp_path / "knee", "--pick", "knee")
+    assert f"trial {found['knee']} is in" in result.stdout
+
+
 def test_check_finds_nothing_wrong(study_folder: Path) -> None:
     result = call("check", study_folder.parent / "experiment.yaml", "--json")
     found = json.loads(result.stdout)
+    (warning,) = found["warnings"]
+    assert "8 candidates are few for 14 genes" in warning
+    assert f"warning: {warning}" in result.stderr
     assert found["documents"] == {"first": 24, "second": 24, "first_test": 24}
     assert found["genes"] == 14
 
@@ -154,6 +203,11 @@ def test_a_missing_model_folder(write_experiment: Callable[..., Path], family: P
             "genes.density.low: must lie in (0, 1], but is 0",
         ),
         ({"fitness": {**FITNESS, "include": None}}, "fitness"),
+        (
+            {"fitness": PARETO},
+            "sampler: cma takes one objective, but fitness.objective is pareto; take one of gp, ",
+        ),
+        ({"fitness": {**PARETO, "search": PARETO["search"][:1]}}, "objective: pareto needs at least two search"),
     ],
 )
 def test_bad_keys_and_values(write_experiment: Callable[..., Path], changes: dict[str, Any], expected: str) -> None:

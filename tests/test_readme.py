@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -45,12 +46,15 @@ def test_the_yaml_is_valid() -> None:
 
 
 def test_the_python_compiles_and_its_names_exist() -> None:
-    (code,) = blocks("python")
+    code, alone = blocks("python")
     compile(code, "README.md", "exec")
     from evomerge import config, records, report, study
 
     for module, name in re.findall(r"\b(config|records|report|study)\.(\w+)\(", code):
         assert hasattr({"config": config, "records": records, "report": report, "study": study}[module], name)
+    names: dict[str, Any] = {}
+    exec(alone, names)
+    assert all(abs(float(x) - 0.3) < 0.2 for x in names["found"].best.values())
 
 
 def test_every_method_and_sampler_is_named() -> None:

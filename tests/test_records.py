@@ -93,6 +93,21 @@ def test_a_broken_line_in_the_middle_is_refused(tmp_path: Path) -> None:
             records.read_trials(tmp_path)
 
 
+def test_a_journal_without_its_first_line_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path, COORDINATES).add(trial(0))
+    lines = (tmp_path / JOURNAL).read_bytes().splitlines(keepends=True)
+    (tmp_path / JOURNAL).write_bytes(b"".join(lines[1:]))
+    with pytest.raises(StudyError, match="is damaged"):
+        records.read_trials(tmp_path)
+
+
+def test_a_folder_without_an_experiment_has_its_log_in_the_journal(tmp_path: Path) -> None:
+    assert not records.exists(tmp_path)
+    Journal(tmp_path, COORDINATES)
+    assert records.exists(tmp_path)
+    assert (tmp_path / JOURNAL).is_file()
+
+
 def test_a_result_under_another_fitness_is_not_taken(tmp_path: Path) -> None:
     records.write_score(tmp_path, "r", "f", score())
     assert records.read_score(tmp_path, "r", "g") is None

@@ -10,14 +10,22 @@ from rich.console import Console
 
 from evomerge import records, report
 from evomerge.candidate import Score
-from evomerge.config import Budget
-from evomerge.fitness import Measured
+from evomerge.config import Budget, SamplerChoice
+from evomerge.fitness import Entry, Fitness, Measured
 from evomerge.records import Trial
 from evomerge.scoring import Report, TaskScore
+from evomerge.space import SearchSpace
 
 
 class _Experiment:
     budget = Budget(candidates=5)
+    sampler = SamplerChoice(name="nsga2")
+    space = SearchSpace.model_validate({"method": "linear", "genes": {"weight": {"low": 0.0, "high": 1.0}}})
+    fitness = Fitness(search=(Entry(task="maths"), Entry(task="code")))
+
+
+class _Several(_Experiment):
+    fitness = Fitness(search=(Entry(task="maths"), Entry(task="code")), objective="pareto")
 
 
 def _study(folder: Path, counts: list[int]) -> list[Trial]:
@@ -54,3 +62,38 @@ def test_a_study_without_its_documents_has_no_warnings(tmp_path: Path) -> None:
     trials = _study(tmp_path, [44, 40, 12])
     assert report.summary(trials, _Experiment(), str(tmp_path / "elsewhere"))["warnings"] == []
     assert report.summary([], _Experiment(), str(tmp_path))["warnings"] == []
+
+
+def _text(table: object) -> str:
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_of_several_objectives_the_front_is_shown(tmp_path: Path) -> None:
+    trials = []
+    for number, (maths, code) in enumerate([(0.1, 0.1), (0.5, 0.1), (0.4, 0.4), (0.1, 0.5), (0.3, 0.3)]):
+        climbed = {"maths": maths, "code": code}
+        values = {"value": (maths + code) / 2, "tasks": climbed, "climbed": climbed, "seconds": {}}
+        trials.append(Trial(number, number // 2, 0, {"weight": 0.5}, f"{number}", "f", **values))  # type: ignore[arg-type]
+    found = report.summary(trials, _Several(), str(tmp_path))
+    assert [one["number"] for one in found["front"]] == [2, 1, 3]
+    assert found["knee"] == 2
+    assert abs(found["hypervolume"] - 0.09) < 1e-12
+    assert "3 trials, hypervolume 0.09" in _text(report.summary_table(found))
+    shown = _text(report.front_table([trials[2], trials[1], trials[3]], 2, 2))
+    assert "front, as climbed (2 of 3, knee 2)" in " ".join(shown.split())
+    assert "0.4000" in shown
+    assert " 3 " not in shown.splitlines()[-2]
+    assert "front" not in report.summary(trials, _Experiment(), str(tmp_path))
+    assert "front" not in report.summary([], _Several(), str(tmp_path))
+
+
+def test_warnings_of_the_search_stand_with_the_others(tmp_path: Path) -> None:
+    trials = [
+        Trial(n, n // 5, n % 5, {"weight": n / 40}, f"{n}", "f", 0.5, {"t": 0.5}, {"t": 0.5}, {}) for n in range(40)
+    ]
+    found = report.summary(trials, _Experiment(), str(tmp_path))
+    (warning,) = found["warnings"]
+    assert "in 8 of 8 generations all candidates have the same fitness" in warning
+    assert warning in _text(report.summary_table(found))

@@ -19,10 +19,12 @@ from evomerge.candidate import Setup
 from evomerge.config import Workers
 from evomerge.errors import ConfigError, WorkerError
 from evomerge.recipe import Recipe
+from evomerge.records import Trial
 from evomerge.study import Plan
 from evomerge.workers import MARK, InlinePool, Job, RayPool, Resources, open_pool, plan
 
-from .test_study import Silent, begin, what_counts
+from .test_study import Silent, begin
+from .test_study_search import all_that_counts
 
 
 @pytest.mark.parametrize(
@@ -136,22 +138,52 @@ def test_a_fault_in_the_input_is_the_workers_own_message(
 
 
 @pytest.mark.slow
-def test_one_and_two_workers_give_the_same_study(write_experiment: Callable[..., Path], tmp_path: Path) -> None:
-    found = [
-        study.search(
-            begin(
-                write_experiment(
-                    f"{count}.yaml",
-                    study=str(tmp_path / f"study-{count}"),
-                    workers={"backend": "ray", "count": count},
-                )
-            ),
-            Silent(),
-        )
-        for count in (1, 2)
-    ]
-    assert len(found[0]) == 18
-    assert what_counts(found[0]) == what_counts(found[1])
+@pytest.mark.parametrize("fidelity", [{}, {"batch": 8, "select": 0.25, "race": True}], ids=["all", "mini-batches"])
+def test_one_two_and_four_workers_give_the_same_study(
+    write_experiment: Callable[..., Path], tmp_path: Path, fidelity: dict[str, Any]
+) -> None:
+    found = []
+    for count in (1, 2, 4) if fidelity else (1, 2):
+        backend = "inline" if count == 1 else "ray"
+        folder, workers = str(tmp_path / f"study-{count}"), {"backend": backend, "count": count}
+        plan = begin(write_experiment(f"{count}.yaml", study=folder, workers=workers, fidelity=fidelity))
+        found.append(study.search(plan, Silent()))
+    assert len(found[0]) >= 14
+    assert [trial.role for trial in found[0]].count("final") == bool(fidelity)
+    for other in found[1:]:
+        assert all_that_counts(other) == all_that_counts(found[0])
+
+
+@pytest.mark.slow
+def test_without_waiting_a_killed_workers_candidates_end_in_the_log(write_experiment: Callable[..., Path]) -> None:
+    workers = {"backend": "ray", "count": 2}
+    fidelity = {"batch": 8, "select": 0.25}
+    plan = begin(write_experiment(mode="async", fidelity=fidelity, workers=workers, budget={"candidates": 24}))
+    opened = open_pool(plan.experiment.workers, plan.setup())
+    assert isinstance(opened, RayPool)
+
+    class Murderer(Silent):
+        """Kills a worker after five trials."""
+
+        def trial(self, trial: Trial) -> None:
+            super().trial(trial)
+            if len(self.seen) == 5:
+                os.kill(victims[0], signal.SIGKILL)
+
+    try:
+        victims = _worker_pids(opened)
+        running = study.Study(plan, opened, Murderer())
+        running.run()
+        assert not set(_worker_pids(opened)) >= set(victims), "another has taken its place"
+        again = study.Study(plan, opened, Silent())
+        again.run()
+    finally:
+        opened.close()
+    searched = [trial for trial in running.trials if trial.role == "search"]
+    assert len(searched) == len({(trial.generation, trial.slot) for trial in searched}) == 24
+    assert all(trial.value is not None for trial in searched)
+    assert running.trials[-1].role == "final"
+    assert again.trials == running.trials, "the log is replayed as it is"
 
 
 def _marked() -> set[int]:

@@ -32,10 +32,10 @@ space:
 # What a candidate is judged by: questions on which the search climbs, and others that it never sees.
 fitness: tiny_skills
 
-# How candidates are proposed: CMA-ES, twelve in a generation.
+# How candidates are proposed: CMA-ES, twelve in a generation. All of a generation answer the same few questions.
 sampler: {{name: cma, population: 12}}
 
-# When to stop.
+# When to stop: after so many candidates, known good points and looks at the best so far included.
 budget: {{candidates: {candidates}}}
 
 # The same seed gives the same search, however many workers run it and however often it is interrupted.

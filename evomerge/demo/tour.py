@@ -92,6 +92,6 @@ def _search(path: Path, candidates: int, err: Console) -> tuple[study.Plan, list
         experiment = experiment.model_copy(update={"budget": budget})
         plan = study.plan(experiment)
         study.create(plan.experiment)
-    earlier = records.read_trials(folder) if (folder / records.JOURNAL).exists() else []
+    earlier = records.read_trials(folder) if records.exists(folder) else []
     with report.LiveView(err, plan.experiment.budget, earlier) as view:
         return plan, study.search(plan, view, view.message)

@@ -18,6 +18,13 @@ holds:
   float32 of the block's shape. Plain torch elementwise operations and look-ups only: the same code runs eager and
   compiled, with equal bits.
 
+It may hold as well:
+
+- `DIFFERENTIABLE`: tuple of the names of those parameters that have a derivative through `scalars` and `merge`, for
+  a search that goes by gradients (`evomerge.gradients`). By default all but those that say which elements take part
+  (`SELECTING`); () if the method has none, and is refused there. A method that is `INDEXED`, and has `density` and
+  the option `rescale`, has a scalar `factor`, (K,), that what is kept of each expert is multiplied by.
+
 What a method has to know of the whole tensor (order statistics, angles) it looks up in `TensorInputs.table`; it is
 computed once per study, see `evomerge.tables`.
 """
@@ -26,11 +33,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from evomerge.tables import ByColumn, ByRow, Scalars
 
-__all__ = ["DENSITY", "LAMBDA", "WEIGHT", "ByColumn", "ByRow", "Parameter", "Scalars", "TensorInputs"]
+__all__ = [
+    "DENSITY",
+    "LAMBDA",
+    "SELECTING",
+    "WEIGHT",
+    "ByColumn",
+    "ByRow",
+    "Parameter",
+    "Scalars",
+    "TensorInputs",
+    "differentiable",
+]
 
 
 @dataclass(frozen=True)
@@ -81,3 +100,13 @@ class TensorInputs:
 WEIGHT = Parameter("weight", per_expert=True)
 DENSITY = Parameter("density", per_expert=True, low=0.0, high=1.0, open_low=True)
 LAMBDA = Parameter("lambda", default=1.0)
+
+# Parameters that say which elements take part. As functions of them, merged weights jump and are flat between.
+SELECTING = ("density", "epsilon", "gamma", "select_topk")
+
+
+def differentiable(method: ModuleType) -> tuple[str, ...]:
+    """The names of a method's parameters that have a derivative."""
+    names = tuple(parameter.name for parameter in method.PARAMETERS if parameter.name not in SELECTING)
+    found: tuple[str, ...] = getattr(method, "DIFFERENTIABLE", names)
+    return found

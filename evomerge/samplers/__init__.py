@@ -4,37 +4,101 @@ A sampler's module holds:
 
 - a docstring: the algorithm and its paper;
 - `Options`: a pydantic model of its options;
-- `make(coordinates, options, seed, starts) -> Sampler`: `starts` are known points (`space.known_points`), at least
-  one, which the sampler asks for before all others.
+- `make(problem, options) -> Sampler`;
+- `FRESH`: whether it compares candidates within a generation only, so that each generation may be scored on
+  documents of its own. Others remember values, and need the same documents for all candidates;
+- `MANY`: whether it takes several objectives;
+- `DOCUMENTS`: whether it wants the score of each document.
 
-The contract that makes resuming exact: what `ask` returns is a pure function of the seed and of what was told
-before. A study is resumed by asking and telling its finished generations again; nothing is pickled. So draw from
-generators keyed by (seed, generation or candidate), never from a running one, and hold no clock, no global state.
+The contract that makes resuming exact: what `ask` returns is a pure function of the problem, of the generation's
+number and of the generations told before, in their order. A study is resumed by asking and telling its finished
+generations again; nothing is pickled. So draw from generators keyed by (seed, generation, candidate), never from
+a running one, and hold no clock, no global state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from evomerge.space import Genome
+from evomerge.space import Coordinate, Genome
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a sampler searches.
+
+    Attributes:
+        coordinates: of the genome.
+        starts: known points (`space.known_points`), at least one, to be looked at before all others.
+        objectives: how many; all are maximized.
+    """
+
+    coordinates: Sequence[Coordinate]
+    seed: int
+    starts: Sequence[Genome]
+    objectives: int = 1
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Genomes to be evaluated together, on the same documents.
+
+    Attributes:
+        gradient: whether the derivative of the value in each coordinate is wanted beside it.
+        effort: how many times the usual number of documents it deserves.
+        select: whether to score it on the documents kept apart for selecting, all of them, instead.
+    """
+
+    genomes: Sequence[Genome]
+    gradient: bool = False
+    effort: int = 1
+    select: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a candidate. All numbers are finite, and more is better.
+
+    Attributes:
+        value: the fitness; of a failed candidate the worst of its generation.
+        objectives: one number each; of one objective, the value alone.
+        documents: the score of each document of its generation, float64 (documents,); None where it is not
+            wanted, and of a failed candidate.
+        gradient: coordinate -> derivative of the value in the genome's own units; None where it is not wanted,
+            and of a failed candidate. Choices have none.
+    """
+
+    value: float
+    objectives: tuple[float, ...] = ()
+    documents: np.ndarray | None = None
+    gradient: Mapping[str, float] | None = None
+    failed: bool = False
 
 
 class Sampler(Protocol):
-    """Proposes genomes a generation at a time. Higher values are better."""
+    """Proposes genomes a generation at a time."""
 
-    def ask(self) -> list[Genome]:
-        """The next generation. Asked once before each `tell`; asked again if a generation failed whole."""
+    def ask(self, number: int) -> Generation:
+        """Generation `number`. They are numbered from 0 in the order of asking.
 
-    def tell(self, values: Sequence[float]) -> None:
-        """The fitness of each genome of the generation last asked for, finite, in its order.
-
-        A failed candidate comes with the worst value of its generation.
+        It may be asked before earlier ones are told, and some are never told: they failed whole, or were lost. An
+        empty one says that it has to wait for them.
         """
 
+    def tell(self, number: int, results: Sequence[Result]) -> None:
+        """What became of each genome of a generation that was asked for, in its order."""
 
-def generator(seed: int, counter: int) -> np.random.Generator:
-    """The random generator of one candidate or generation: counter-based, so that it needs no history."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, counter]))
+    def recommend(self) -> Genome | None:
+        """The point that it holds to be best, which need not have been asked for; None if it has no opinion."""
+
+
+def generator(seed: int, *counters: int) -> np.random.Generator:
+    """The random generator of a candidate or generation: counter-based, so that it needs no history.
+
+    counters: at most three, each below 2^64.
+    """
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, *counters, *[0] * (3 - len(counters))]))

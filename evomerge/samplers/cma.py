@@ -1,8 +1,13 @@
-"""CMA-ES: covariance matrix adaptation evolution strategy, by pycma. The default.
+"""CMA-ES for noisy fitness: mirrored samples, learning rates that follow the noise. The default.
 
-Hansen 2016, "The CMA evolution strategy: a tutorial", arXiv 1604.00772. Searches the unit cube that the genes'
-bounds map to; a choice takes equal parts of its side. The first generation is the known points, and the best of
-them is the first mean.
+Hansen 2016, "The CMA evolution strategy: a tutorial", arXiv 1604.00772, with learning-rate adaptation (LRA-CMA-ES,
+Nomura, Akimoto and Ono 2023, arXiv 2304.03473, by the package `cmaes`) and mirrored sampling (Brockhoff et al.
+2010): half of a generation are the other half's mirror images about the mean. It expects each generation to be
+scored on a few documents of its own. Searches the unit cube that the genes' bounds map to, clipped at its sides; a
+choice takes equal parts of its side.
+
+The first generation is the known points. The best of them is the first mean, and its distance from the second best
+the first step, within limits. With `gradient: N` up to N steps of gradient ascent come between, see `gradient`.
 """
 
 from __future__ import annotations
@@ -11,108 +16,146 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
+import cmaes
 import numpy as np
 from pydantic import Field
 from threadpoolctl import threadpool_limits
 
 from evomerge.recipe import Strict
-from evomerge.samplers import generator
-from evomerge.space import Coordinate, Genome
+from evomerge.samplers import Generation, Problem, Result, generator
+from evomerge.samplers._ascent import Ascent
+from evomerge.space import Genome
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that it cannot plot
-    import cma
+FRESH = True
+MANY = False
+DOCUMENTS = False
 
-# A search on noisy fitness ends by its budget; pycma's own reasons to stop do not apply.
-_NEVER_STOP = {
-    "maxiter": math.inf,
-    "tolfun": 0,
-    "tolfunhist": 0,
-    "tolfunrel": 0,
-    "tolx": 0,
-    "tolstagnation": math.inf,
-    "tolflatfitness": math.inf,
-    "tolconditioncov": False,
-    "tolupsigma": math.inf,
-    "tolxstagnation": False,
-}
-
-
-_EDGE = 0.02  # how far from its bounds the first mean stays: pycma's transform to them is flat there
+_LEAST_SIGMA = 0.1  # of the first step, where the best known points lie close together
+_REFINING_SIGMA = 0.1  # after an ascent, which ends near a summit
 
 
 class Options(Strict):
-    """population: candidates a generation, 4 + 3 ln(dimensions) by default; sigma: the first step, as a fraction
-    of each gene's range."""
+    """population: candidates a generation, made even; 4 + 3 ln(dimensions) by default. sigma: the first step, as a
+    fraction of each gene's range; largest_sigma: no step is larger. gradient: at most so many steps of gradient
+    ascent come first; rate: of the first of these, as a fraction of each gene's range; effort: documents of each,
+    as a multiple of a batch."""
 
     population: int | None = Field(default=None, ge=4)
     sigma: float = Field(default=0.2, gt=0.0, le=1.0)
+    largest_sigma: float = Field(default=0.3, gt=0.0)
+    gradient: int = Field(default=0, ge=0)
+    rate: float = Field(default=0.05, gt=0.0, le=1.0)
+    effort: int = Field(default=1, ge=1)
 
 
 class CmaSampler:
-    """The normal deviates of generation g are drawn from (seed, g) alone; the rest is replayed by telling."""
+    """The normal deviates of a generation are drawn from (seed, generation) alone; the rest is replayed."""
 
-    def __init__(
-        self, coordinates: Sequence[Coordinate], options: Options, seed: int, starts: Sequence[Genome]
-    ) -> None:
-        self._coordinates = coordinates
-        self._options = options
-        self._seed = seed
-        self._starts = list(starts)
-        self._mean = self._starts[0]
-        self._engine: Any = None
-        self._generation = 0
+    def __init__(self, problem: Problem, options: Options) -> None:
+        self._problem, self._options = problem, options
+        self._dimensions = max(len(problem.coordinates), 2)  # one more decodes to nothing
+        count = options.population or 4 + int(3 * math.log(self._dimensions))
+        self._population = count + count % 2
+        self._mean, self._sigma = problem.starts[0], options.sigma
+        self._ascent: Ascent | None = None
+        self._engine: cmaes.CMA | None = None
+        self._asked: dict[int, np.ndarray] = {}
 
-    def ask(self) -> list[Genome]:
-        """The known points; then a generation at a time."""
-        self._generation += 1
-        if self._generation == 1:
-            return self._starts
-        if self._engine is None:
-            self._engine = self._open()
-        self._normal = generator(self._seed, self._generation)
+    def ask(self, number: int) -> Generation:
+        """The known points; the ascent, if there is one; then a generation at a time."""
+        if number == 0:
+            return Generation(self._problem.starts)
+        if self._ascent is not None:
+            return self._ascent.ask(number)
         with _alone():
-            self._units = self._engine.ask()
-        return [self._genome(unit) for unit in self._units]
+            self._asked[number] = points = self._draw(
+                self._open() if self._engine is None else self._engine, number
+            )
+        return Generation([self._genome(point) for point in points])
 
-    def tell(self, values: Sequence[float]) -> None:
-        """Chooses the first mean; then adapts mean, step and covariance."""
-        if self._engine is None:
-            self._mean = self._starts[int(np.argmax(values))]
-            return
+    def tell(self, number: int, results: Sequence[Result]) -> None:
+        """Chooses the first mean; takes the ascent's step; then adapts mean, step and covariance."""
+        if number == 0:
+            self._begin([result.value for result in results])
+        elif number in self._asked:
+            self._adapt(number, [result.value for result in results])
+        elif self._ascent is not None:
+            self._ascent.tell(number, results)
+            if self._ascent.over:
+                self._mean, self._sigma = self._ascent.best, min(self._sigma, _REFINING_SIGMA)
+                self._ascent = None
+
+    def recommend(self) -> Genome | None:
+        """The distribution's mean, which noise misleads less than it does the best candidate."""
+        if self._ascent is not None:
+            return self._ascent.best
+        return self._mean if self._engine is None else self._genome(self._engine._mean)
+
+    def _begin(self, values: Sequence[float]) -> None:
+        if self._engine is not None:
+            return  # it has learned without them
+        order = np.argsort([-value for value in values], kind="stable")
+        self._mean = self._problem.starts[int(order[0])]
+        if len(order) > 1:
+            apart = self._units(self._mean) - self._units(self._problem.starts[int(order[1])])
+            self._sigma = min(max(float(np.sqrt(np.mean(apart**2))), _LEAST_SIGMA), self._sigma)
+        if self._options.gradient:
+            options = self._options
+            self._ascent = Ascent(
+                self._problem.coordinates,
+                self._mean,
+                rate=options.rate,
+                steps=options.gradient,
+                watch=5,
+                pull=0.1,
+                effort=options.effort,
+            )
+
+    def _open(self) -> cmaes.CMA:
+        """An engine at the first mean."""
+        mean = np.full(self._dimensions, 0.5)
+        mean[: len(self._problem.coordinates)] = self._units(self._mean)
+        return cmaes.CMA(mean=mean, sigma=self._sigma, population_size=self._population, lr_adapt=True, seed=0)
+
+    def _draw(self, engine: cmaes.CMA, number: int) -> np.ndarray:
+        """The generation's points: float64 (population, dimensions), in the unit cube."""
+        half = generator(self._problem.seed, number).standard_normal((self._population // 2, self._dimensions))
+        normal = np.stack([half, -half], axis=1).reshape(self._population, self._dimensions)
+        basis, widths = engine._eigen_decomposition()
+        points = engine._mean + engine._sigma * (normal * widths) @ basis.T
+        clipped: np.ndarray = np.clip(points, 0.0, 1.0)
+        return clipped
+
+    def _adapt(self, number: int, values: Sequence[float]) -> None:
+        points = self._asked.pop(number)
+        if len(set(values)) == 1:
+            return  # nothing to learn, and the order of the slots is no ranking
+        # Ties fall by lot: their order would otherwise prefer one of each pair of mirror images.
+        lots = generator(self._problem.seed, number, 1).permutation(len(values))
+        order = sorted(range(len(values)), key=lambda slot: (-values[slot], lots[slot]))
         with _alone():
-            self._engine.tell(self._units, [-value for value in values])
+            if self._engine is None:
+                self._engine = self._open()
+            self._engine.tell([(points[slot], float(rank)) for rank, slot in enumerate(order)])
+            self._engine._sigma = min(self._engine._sigma, self._options.largest_sigma)
+            self._engine._mean = np.clip(self._engine._mean, 0.0, 1.0)
 
-    def _open(self) -> Any:
-        units = [c.to_unit(self._mean[c.name]) for c in self._coordinates]
-        units += [0.5] * (len(units) == 1)  # pycma wants two dimensions; this one decodes to nothing
-        options = {
-            "bounds": [0.0, 1.0],
-            "popsize": self._options.population or 4 + int(3 * math.log(len(units))),
-            "randn": lambda *shape: self._normal.standard_normal(shape),
-            "seed": math.nan,
-            "verbose": -10,
-            "verb_log": 0,
-            **_NEVER_STOP,
-        }
-        inside = np.clip(units, _EDGE, 1.0 - _EDGE)
-        with _alone():
-            return cma.CMAEvolutionStrategy(inside, self._options.sigma, options)
+    def _units(self, genome: Genome) -> np.ndarray:
+        return np.array([c.to_unit(genome[c.name]) for c in self._problem.coordinates])
 
-    def _genome(self, unit: np.ndarray) -> Genome:
-        return {c.name: c.from_unit(float(u)) for c, u in zip(self._coordinates, unit, strict=False)}
+    def _genome(self, point: np.ndarray) -> Genome:
+        return {c.name: c.from_unit(float(unit)) for c, unit in zip(self._problem.coordinates, point, strict=False)}
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One BLAS thread, for equal bits and speed; and none of pycma's warnings."""
+    """One BLAS thread, for equal bits and speed; and none of the package's warnings."""
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def make(coordinates: Sequence[Coordinate], options: Options, seed: int, starts: Sequence[Genome]) -> CmaSampler:
+def make(problem: Problem, options: Options) -> CmaSampler:
     """A CMA-ES over the coordinates."""
-    return CmaSampler(coordinates, options, seed, starts)
+    return CmaSampler(problem, options)

@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from evomerge.recipe import Strict
-from evomerge.samplers import generator
-from evomerge.space import Coordinate, Genome
+from evomerge.samplers import Generation, Problem, Result, generator
+from evomerge.space import Genome
+
+FRESH = False
+MANY = True
+DOCUMENTS = False
 
 
 class Options(Strict):
@@ -22,34 +26,30 @@ class Options(Strict):
 
 
 class RandomSampler:
-    """Candidate k's point is drawn from (seed, k) alone."""
+    """A candidate's point is drawn from (seed, generation, slot) alone."""
 
-    def __init__(
-        self, coordinates: Sequence[Coordinate], options: Options, seed: int, starts: Sequence[Genome]
-    ) -> None:
-        self._coordinates = coordinates
-        self._starts = list(starts)
+    def __init__(self, problem: Problem, options: Options) -> None:
+        self._problem = problem
         self._population = options.population
-        self._seed = seed
-        self._asked = 0
 
-    def ask(self) -> list[Genome]:
+    def ask(self, number: int) -> Generation:
         """The known points; then the next `population` points."""
-        if self._starts:
-            starts, self._starts = self._starts, []
-            return starts
-        first = self._asked
-        self._asked += self._population
-        return [self._draw(candidate) for candidate in range(first, self._asked)]
+        if number == 0:
+            return Generation(self._problem.starts)
+        return Generation([self._draw(number, slot) for slot in range(self._population)])
 
-    def tell(self, values: Sequence[float]) -> None:
+    def tell(self, number: int, results: Sequence[Result]) -> None:
         """Random search learns nothing."""
 
-    def _draw(self, candidate: int) -> Genome:
-        units = generator(self._seed, candidate).random(len(self._coordinates))
-        return {c.name: c.from_unit(float(unit)) for c, unit in zip(self._coordinates, units, strict=True)}
+    def recommend(self) -> Genome | None:
+        """It has no opinion."""
+
+    def _draw(self, number: int, slot: int) -> Genome:
+        coordinates = self._problem.coordinates
+        units = generator(self._problem.seed, number, slot).random(len(coordinates))
+        return {c.name: c.from_unit(float(unit)) for c, unit in zip(coordinates, units, strict=True)}
 
 
-def make(coordinates: Sequence[Coordinate], options: Options, seed: int, starts: Sequence[Genome]) -> RandomSampler:
+def make(problem: Problem, options: Options) -> RandomSampler:
     """A random search over the coordinates."""
-    return RandomSampler(coordinates, options, seed, starts)
+    return RandomSampler(problem, options)

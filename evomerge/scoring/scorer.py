@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from evomerge.errors import CandidateError, ConfigError, EvomergeError
 from evomerge.scoring.answers import Answers
+from evomerge.scoring.ascent import Ascent, Attempt, Backward
 from evomerge.scoring.encoder import Encoder, GenerationRequest, LikelihoodRequest
 from evomerge.scoring.engine import Answered, Engine
 from evomerge.scoring.metrics import Metrics
@@ -105,6 +107,14 @@ class Scorer:
         self.documents = {name: len(built.documents) for name, built in self._tasks.items()}
         self.shared, self.full_forward = self._engine.shared, self._engine.full_forward
         self.note = None if self.shared else f"{type(model).__name__}: {_WHOLE if self.full_forward else _ALONE}"
+        self._ascent = Ascent(
+            model,
+            self._tasks,
+            self._likelihoods,
+            {name: [_likelihood_numbers(one) for one in slots] for name, slots in self._slots.items()},
+            full_forward=self.full_forward,
+            batch_tokens=batch_tokens,
+        )
 
     def _index(self, encoder: Encoder) -> None:
         """Tokenizes all requests. Each document knows its requests by kind and number."""
@@ -185,6 +195,31 @@ class Scorer:
             },
         )
 
+    def backward(
+        self,
+        documents: Mapping[str, Sequence[int]],
+        terms: Mapping[str, tuple[str, float]],
+        attempt: Attempt = nullcontext,
+    ) -> Backward:
+        """Follows the slope of F = Σ share · mean of a metric back to the present weights, in one pass.
+
+        ∂F/∂W is added to the `grad` of each parameter that requires one, micro-batch by micro-batch.
+
+        documents: task -> ids of the documents to climb, in any order.
+        terms: task -> (metric, share), of the same tasks. A metric without a slope is climbed by its stand-in, see
+            `ascent`.
+        attempt: entered around each micro-batch's pass. Where it is left by an exception, what was added inside
+            must be forgotten: a pass that runs out of memory is taken again in smaller parts.
+
+        Raises:
+            CandidateError: logits are not finite, or memory runs out even for one document.
+            ConfigError: a metric has no slope and no stand-in.
+            ValueError: a task or document is unknown, or no parameter requires a gradient.
+        """
+        self._model.eval()
+        with quiet(), seeded(self._model.device):
+            return self._ascent.run(self._chosen(documents), terms, attempt)
+
     def _chosen(self, documents: Mapping[str, Sequence[int]] | None) -> dict[str, list[int]]:
         if documents is None:
             return {name: list(range(count)) for name, count in self.documents.items()}
@@ -209,6 +244,11 @@ class Scorer:
     def _is_cut(self, slot: _Slot) -> bool:
         requests = self._generations if slot.kind == "generation" else self._likelihoods
         return any(requests[number].cut for number in slot.numbers)
+
+
+def _likelihood_numbers(slots: Sequence[_Slot]) -> list[int]:
+    """The numbers of a document's log-likelihood requests."""
+    return [number for slot in slots if slot.kind != "generation" for number in slot.numbers]
 
 
 def _answer(slot: _Slot, answered: Answered) -> _Answer:

@@ -1,0 +1,128 @@
+"""CMA-ES: covariance matrix adaptation evolution strategy, by pycma, without regard to noise.
+
+Hansen 2016, "The CMA evolution strategy: a tutorial", arXiv 1604.00772. Searches the unit cube that the genes'
+bounds map to; a choice takes equal parts of its side. The first generation is the known points, and the best of
+them is the first mean.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from threadpoolctl import threadpool_limits
+
+from evomerge.recipe import Strict
+from evomerge.samplers import Generation, Problem, Result, generator
+from evomerge.space import Genome
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that it cannot plot
+    import cma
+
+# A search on noisy fitness ends by its budget; pycma's own reasons to stop do not apply.
+_NEVER_STOP = {
+    "maxiter": math.inf,
+    "tolfun": 0,
+    "tolfunhist": 0,
+    "tolfunrel": 0,
+    "tolx": 0,
+    "tolstagnation": math.inf,
+    "tolflatfitness": math.inf,
+    "tolconditioncov": False,
+    "tolupsigma": math.inf,
+    "tolxstagnation": False,
+}
+
+
+FRESH = True
+MANY = False
+DOCUMENTS = False
+
+_EDGE = 0.02  # how far from its bounds the first mean stays: pycma's transform to them is flat there
+
+
+class Options(Strict):
+    """population: candidates a generation, 4 + 3 ln(dimensions) by default; sigma: the first step, as a fraction
+    of each gene's range."""
+
+    population: int | None = Field(default=None, ge=4)
+    sigma: float = Field(default=0.2, gt=0.0, le=1.0)
+
+
+class PycmaSampler:
+    """The normal deviates of a generation are drawn from (seed, generation) alone; the rest is replayed."""
+
+    def __init__(self, problem: Problem, options: Options) -> None:
+        self._problem = problem
+        self._options = options
+        self._mean = problem.starts[0]
+        self._engine: Any = None
+        self._told = False  # whether the engine has learned anything
+        self._asked: dict[int, list[np.ndarray]] = {}
+
+    def ask(self, number: int) -> Generation:
+        """The known points; then a generation at a time."""
+        if number == 0:
+            return Generation(self._problem.starts)
+        if self._engine is None:
+            self._engine = self._open()
+        self._normal = generator(self._problem.seed, number)
+        with _alone():
+            self._asked[number] = self._engine.ask()
+        return Generation([self._genome(unit) for unit in self._asked[number]])
+
+    def tell(self, number: int, results: Sequence[Result]) -> None:
+        """Chooses the first mean; then adapts mean, step and covariance."""
+        values = [result.value for result in results]
+        if number == 0:
+            if not self._told:  # an engine that was asked before it knew where to start begins anew
+                self._mean, self._engine = self._problem.starts[int(np.argmax(values))], None
+            return
+        if self._engine is None:
+            self._engine = self._open()
+        self._told = True
+        with _alone():
+            self._engine._flgtelldone = False  # generations may be told one after the other
+            self._engine.tell(self._asked.pop(number), [-value for value in values])
+
+    def recommend(self) -> Genome | None:
+        """The distribution's mean, which noise misleads less than it does the best candidate."""
+        return self._mean if self._engine is None else self._genome(self._engine.result.xfavorite)
+
+    def _open(self) -> Any:
+        units = [c.to_unit(self._mean[c.name]) for c in self._problem.coordinates]
+        units += [0.5] * (len(units) == 1)  # pycma wants two dimensions; this one decodes to nothing
+        options = {
+            "bounds": [0.0, 1.0],
+            "popsize": self._options.population or 4 + int(3 * math.log(len(units))),
+            "randn": lambda *shape: self._normal.standard_normal(shape),
+            "seed": math.nan,
+            "verbose": -10,
+            "verb_log": 0,
+            **_NEVER_STOP,
+        }
+        inside = np.clip(units, _EDGE, 1.0 - _EDGE)
+        with _alone():
+            return cma.CMAEvolutionStrategy(inside, self._options.sigma, options)
+
+    def _genome(self, unit: np.ndarray) -> Genome:
+        return {c.name: c.from_unit(float(u)) for c, u in zip(self._problem.coordinates, unit, strict=False)}
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One BLAS thread, for equal bits and speed; and none of pycma's warnings."""
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def make(problem: Problem, options: Options) -> PycmaSampler:
+    """A CMA-ES over the coordinates."""
+    return PycmaSampler(problem, options)
