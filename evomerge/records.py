@@ -43,7 +43,8 @@ from evomerge import catalog, config
 from evomerge.candidate import Score
 from evomerge.errors import StudyError
 from evomerge.fitness import Measured
-from evomerge.samplers._optuna import distribution, quiet
+from evomerge.samplers._alone import alone
+from evomerge.samplers._optuna import distribution
 from evomerge.scoring import Report, TaskScore
 from evomerge.space import Coordinate, Genome
 
@@ -406,7 +407,7 @@ class _Database:
 
 def _open_study(storage: BaseStorage, name: str, objectives: Sequence[str]) -> optuna.Study:
     """An Optuna study, made if it is not there, with its objectives' names."""
-    with quiet():
+    with alone():
         study = optuna.create_study(
             storage=storage,
             study_name=name,

@@ -9,9 +9,7 @@ generations still out, which a resumed study would not know of.
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Sequence
 
 import numpy as np
 import optuna
@@ -19,9 +17,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
-from threadpoolctl import threadpool_limits
 
 from evomerge.samplers import Generation, Problem, Result, generator
+from evomerge.samplers._alone import alone
 from evomerge.space import Coordinate, Genome
 
 _SETTLING = 2**32  # the slot of what is drawn when a generation is told
@@ -56,7 +54,7 @@ class OptunaSampler:
         self._space = {name: d for name, d in self._distributions.items() if not d.single()} if joint else None
         self._memory = memory
         self._storage = _Storage()
-        with quiet():
+        with alone():
             self._study = optuna.create_study(
                 storage=self._storage, directions=["maximize"] * problem.objectives, sampler=algorithm(0)
             )
@@ -66,7 +64,7 @@ class OptunaSampler:
 
     def ask(self, number: int) -> Generation:
         """The known points; then `population` points at a time, proposed one after the other."""
-        with quiet():
+        with alone():
             self._storage.shown = _remembered(self._told, self._memory)
             if number == 0:
                 self._asked[number] = [self._place(slot, start) for slot, start in enumerate(self._problem.starts)]
@@ -76,7 +74,7 @@ class OptunaSampler:
 
     def tell(self, number: int, results: Sequence[Result]) -> None:
         """Finishes the generation's trials; a failed one with the worst value that it carries."""
-        with quiet():
+        with alone():
             for trial, result in zip(self._asked.pop(number), results, strict=True):
                 values = result.objectives if self._problem.objectives > 1 else (result.value,)
                 self._study.tell(trial, values)
@@ -176,11 +174,3 @@ def _beaten(values: np.ndarray) -> np.ndarray:
         column = values[:, 0]
         return len(column) - np.searchsorted(np.sort(column), column, side="right")
     return np.array([(values > row).all(axis=1).sum() for row in values])
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """One thread, for equal bits and speed; and none of Optuna's warnings that something is experimental."""
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

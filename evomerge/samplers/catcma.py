@@ -22,10 +22,10 @@ from collections.abc import Sequence
 import numpy as np
 from cmaes import CatCMAwM
 from pydantic import Field
-from threadpoolctl import threadpool_limits
 
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
+from evomerge.samplers._alone import alone
 from evomerge.space import Coordinate, Genome
 
 FRESH = True
@@ -66,7 +66,7 @@ class CatCmaSampler:
         if self._engine is None:
             self._engine = self._open()
         self._engine._rng = np.random.RandomState(generator(self._problem.seed, number).bit_generator)
-        with threadpool_limits(limits=1):  # for equal bits and speed
+        with alone():
             self._asked[number] = [self._engine.ask() for _ in range(self._engine.population_size)]
         return Generation([self._genome(found.x, found.z, found.c) for found in self._asked[number]])
 
@@ -83,7 +83,7 @@ class CatCmaSampler:
             return
         self._engine = self._engine or self._open()
         ranks = _ranks(-values)
-        with threadpool_limits(limits=1):
+        with alone():
             self._engine.tell(list(zip(asked, ranks, strict=True)))
         self._cap(self._engine)
 

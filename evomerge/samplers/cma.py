@@ -6,24 +6,22 @@ Nomura, Akimoto and Ono 2023, arXiv 2304.03473, by the package `cmaes`) and mirr
 scored on a few documents of its own. Searches the unit cube that the genes' bounds map to, clipped at its sides; a
 choice takes equal parts of its side.
 
-The first generation is the known points. The best of them is the first mean, and its distance from the second best
-the first step, within limits. With `gradient: N` up to N steps of gradient ascent come between, see `gradient`.
+The first generation is the known points: the weighted mean of their better half is the first mean. With
+`gradient: N` up to N steps of gradient ascent come between, see `gradient`.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import cmaes
 import numpy as np
 from pydantic import Field
-from threadpoolctl import threadpool_limits
 
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
+from evomerge.samplers._alone import alone
 from evomerge.samplers._ascent import Ascent
 from evomerge.space import Genome
 
@@ -31,7 +29,6 @@ FRESH = True
 MANY = False
 DOCUMENTS = False
 
-_LEAST_SIGMA = 0.1  # of the first step, where the best known points lie close together
 _REFINING_SIGMA = 0.1  # after an ascent, which ends near a summit
 
 
@@ -68,7 +65,7 @@ class CmaSampler:
             return Generation(self._problem.starts)
         if self._ascent is not None:
             return self._ascent.ask(number)
-        with _alone():
+        with alone():
             self._asked[number] = points = self._draw(
                 self._open() if self._engine is None else self._engine, number
             )
@@ -95,11 +92,7 @@ class CmaSampler:
     def _begin(self, values: Sequence[float]) -> None:
         if self._engine is not None:
             return  # it has learned without them
-        order = np.argsort([-value for value in values], kind="stable")
-        self._mean = self._problem.starts[int(order[0])]
-        if len(order) > 1:
-            apart = self._units(self._mean) - self._units(self._problem.starts[int(order[1])])
-            self._sigma = min(max(float(np.sqrt(np.mean(apart**2))), _LEAST_SIGMA), self._sigma)
+        self._mean = self._recombined(values)
         if self._options.gradient:
             options = self._options
             self._ascent = Ascent(
@@ -111,6 +104,18 @@ class CmaSampler:
                 pull=0.1,
                 effort=options.effort,
             )
+
+    def _recombined(self, values: Sequence[float]) -> Genome:
+        """The weighted mean of the better half of the known points (Hansen 2016, eq. 6 and 53); the best's choices.
+
+        The best alone is often a lone expert, in a corner of the box, which a short search does not leave again.
+        """
+        order = np.argsort([-value for value in values], kind="stable")[: max(len(values) // 2, 1)]
+        weights = np.log(len(order) + 0.5) - np.log(np.arange(1, len(order) + 1))
+        units = np.array([self._units(self._problem.starts[int(slot)]) for slot in order])
+        mean = np.average(units, axis=0, weights=weights)
+        chosen = [bool(c.choices) for c in self._problem.coordinates]
+        return self._genome(np.where(chosen, units[0], mean))
 
     def _open(self) -> cmaes.CMA:
         """An engine at the first mean."""
@@ -134,7 +139,7 @@ class CmaSampler:
         # Ties fall by lot: their order would otherwise prefer one of each pair of mirror images.
         lots = generator(self._problem.seed, number, 1).permutation(len(values))
         order = sorted(range(len(values)), key=lambda slot: (-values[slot], lots[slot]))
-        with _alone():
+        with alone():
             if self._engine is None:
                 self._engine = self._open()
             self._engine.tell([(points[slot], float(rank)) for rank, slot in enumerate(order)])
@@ -146,14 +151,6 @@ class CmaSampler:
 
     def _genome(self, point: np.ndarray) -> Genome:
         return {c.name: c.from_unit(float(unit)) for c, unit in zip(self._problem.coordinates, point, strict=False)}
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """One BLAS thread, for equal bits and speed; and none of the package's warnings."""
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def make(problem: Problem, options: Options) -> CmaSampler:

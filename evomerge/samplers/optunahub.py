@@ -19,7 +19,8 @@ from pydantic import Field
 from evomerge.errors import ConfigError, suggest
 from evomerge.recipe import Strict
 from evomerge.samplers import Problem
-from evomerge.samplers._optuna import OptunaSampler, quiet
+from evomerge.samplers._alone import alone
+from evomerge.samplers._optuna import OptunaSampler
 
 FRESH = False
 MANY = True
@@ -56,7 +57,7 @@ def make(problem: Problem, options: Options) -> OptunaSampler:
         return sampler
 
     try:
-        with quiet():
+        with alone():
             algorithm(0)
     except (TypeError, ValueError) as error:
         raise _refusal(options, f"{kind.__name__} does not take these arguments: {error}") from error

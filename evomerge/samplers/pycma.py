@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from pydantic import Field
-from threadpoolctl import threadpool_limits
 
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
+from evomerge.samplers._alone import alone
 from evomerge.space import Genome
 
 with warnings.catch_warnings():
@@ -73,7 +72,7 @@ class PycmaSampler:
         if self._engine is None:
             self._engine = self._open()
         self._normal = generator(self._problem.seed, number)
-        with _alone():
+        with alone():
             self._asked[number] = self._engine.ask()
         return Generation([self._genome(unit) for unit in self._asked[number]])
 
@@ -87,7 +86,7 @@ class PycmaSampler:
         if self._engine is None:
             self._engine = self._open()
         self._told = True
-        with _alone():
+        with alone():
             self._engine._flgtelldone = False  # generations may be told one after the other
             self._engine.tell(self._asked.pop(number), [-value for value in values])
 
@@ -108,19 +107,11 @@ class PycmaSampler:
             **_NEVER_STOP,
         }
         inside = np.clip(units, _EDGE, 1.0 - _EDGE)
-        with _alone():
+        with alone():
             return cma.CMAEvolutionStrategy(inside, self._options.sigma, options)
 
     def _genome(self, unit: np.ndarray) -> Genome:
         return {c.name: c.from_unit(float(u)) for c, u in zip(self._problem.coordinates, unit, strict=False)}
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """One BLAS thread, for equal bits and speed; and none of pycma's warnings."""
-    with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def make(problem: Problem, options: Options) -> PycmaSampler:
