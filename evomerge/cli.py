@@ -108,7 +108,7 @@ def run(
     study.create(plan.experiment)
     try:
         _search(plan, as_json)
-    except (ConfigError, CheckpointError, WorkerError):
+    except (ConfigError, CheckpointError, WorkerError, StudyError):
         study.abandon(plan.folder)
         raise
 
@@ -119,12 +119,15 @@ def resume(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="A new number of candidates for the whole study.")
     ] = None,
+    documents: Annotated[
+        int | None, typer.Option(min=1, help="A new number of document evaluations for the whole study.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Go on with a study that was stopped, or give a finished one more candidates."""
+    """Go on with a study that was stopped, or give a finished one a larger budget."""
     from evomerge import study
 
-    _search(study.plan(study.reopen(folder, candidates), _step), as_json)
+    _search(study.plan(study.reopen(folder, candidates, documents), _step), as_json)
 
 
 def _search(plan: Plan, as_json: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -149,6 +151,11 @@ class Experiment(Strict):
     operators: tuple[OperatorStep, ...] = ()
     storage: Annotated[str, AfterValidator(_check_storage)] = "journal"
     study: str
+
+    def course(self) -> str:
+        """A hash of what decides, besides fitness and space, which candidates a search looks at."""
+        content = self.model_dump(mode="json", include={"sampler", "fidelity", "mode"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @model_validator(mode="after")
     def _known_names(self) -> Experiment:

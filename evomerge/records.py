@@ -82,6 +82,7 @@ class Trial:
         incumbent: whether it was the best known from then on, of those compared.
         known: how many trials were in the log when its generation was asked for.
         gradient: coordinate -> derivative of the value; None where it was not asked for.
+        course: a hash of the sampler and of how it was given documents.
     """
 
     number: int
@@ -106,6 +107,7 @@ class Trial:
     incumbent: bool = False
     known: int = 0
     gradient: dict[str, float] | None = None
+    course: str = ""
 
     @property
     def mean(self) -> float | None:
@@ -172,7 +174,7 @@ class Journal:
             values=values,
             user_attrs=asdict(trial),
         )
-        with self._log.writing():
+        with self._log.writing(), _undamaged(self._log.mark):
             self._study.add_trial(frozen)
 
     def trials(self) -> list[Trial]:

@@ -183,6 +183,7 @@ class Search:
         size = len(known) + self._room(asked.genomes, known)
         blocks = self._blocks(asked)
         if size > len(known):
+            self._refuse_gap(number)
             self._host.begin(number, size)
             context = _Context(number, asked, known[0].known if known else self._searched_so_far())
             slots = range(len(known), size)
@@ -193,6 +194,14 @@ class Search:
             if len(known) == len(asked.genomes):
                 self._check(known)
         return known
+
+    def _refuse_gap(self, number: int) -> None:
+        """Nothing is added to a generation that others in the log came after: the log is not of this search."""
+        if any(line.role == "search" and line.generation > number for line in self._host.log()):
+            raise StudyError(
+                f"generation {number} of the log is not what this search makes of it: the study was begun "
+                "with other versions or another experiment, and cannot go on exactly"
+            )
 
     def _room(self, genomes: Sequence[Genome], known: Sequence[Evaluated]) -> int:
         left = len(genomes) - len(known)
@@ -372,6 +381,7 @@ class Search:
         genome = self._sampler.recommend() or _best(self._last)
         if genome is None or (self._incumbent is not None and genome == self._incumbent.genome):
             return
+        self._refuse_gap(number)
         rival = self._scores_of_incumbent()
         context = _Context(number, Generation([genome], select=True), self._searched_so_far())
         share = min(_FIRST_LOOK / max(self._documents.selecting, 1), 1.0)
@@ -560,7 +570,8 @@ def _same(known: Sequence[Evaluated], genomes: Sequence[Genome]) -> None:
         if line.slot >= len(genomes) or line.genome != genomes[line.slot]:
             raise StudyError(
                 f"candidate {line.slot} of generation {line.generation} is not what this sampler proposes: "
-                "the study was begun with other versions or another experiment, and cannot go on exactly"
+                "the study was begun with other versions or another experiment (the order of its keys counts), and "
+                "cannot go on exactly"
             )
 
 

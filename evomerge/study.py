@@ -149,11 +149,11 @@ def abandon(folder: Path) -> None:
         return  # another process runs it, or the disk is full: it stays
 
 
-def reopen(folder: Path, candidates: int | None = None) -> Experiment:
+def reopen(folder: Path, candidates: int | None = None, documents: int | None = None) -> Experiment:
     """The experiment of a study folder, wherever the folder lies now.
 
     Args:
-        candidates: replaces the budget's; for good, once the search goes on.
+        candidates, documents: replace the budget's; for good, once the search goes on.
 
     Raises:
         StudyError: the folder is no study.
@@ -162,10 +162,9 @@ def reopen(folder: Path, candidates: int | None = None) -> Experiment:
         raise StudyError(f"{folder} is no study: it has no {records.EXPERIMENT}; start one with `evomerge run`")
     experiment = config.load(folder / records.EXPERIMENT)
     experiment = experiment.model_copy(update={"study": str(folder.resolve())})
-    if candidates is not None and candidates != experiment.budget.candidates:
-        budget = experiment.budget.model_copy(update={"candidates": candidates})
-        experiment = experiment.model_copy(update={"budget": budget})
-    return experiment
+    wanted = {name: value for name, value in (("candidates", candidates), ("documents", documents)) if value}
+    budget = experiment.budget.model_copy(update=wanted)
+    return experiment.model_copy(update={"budget": budget})
 
 
 class Observer(Protocol):
@@ -268,6 +267,7 @@ class Study:
         self._observer = observer
         experiment = plan.experiment
         self._fitness = experiment.fitness.digest()
+        self._course = experiment.course()
         self._entries = experiment.fitness.search
         objectives = [entry.task for entry in self._entries] if experiment.fitness.objective == "pareto" else []
         self._journal = Journal(plan.folder, plan.coordinates, objectives)
@@ -447,6 +447,7 @@ class Study:
             incumbent=line.incumbent,
             known=line.known,
             gradient=None if line.gradient is None else dict(line.gradient),
+            course=self._course,
         )
         if line.reason is not None:
             return replace(blank, documents=0)
@@ -477,6 +478,11 @@ class Study:
             raise StudyError(
                 f"{self._plan.folder}: trial {trial.number} of the log was scored with another fitness than "
                 f"{records.EXPERIMENT} has now; put it back, or start a new study"
+            )
+        if trial.course not in ("", self._course):
+            raise StudyError(
+                f"{self._plan.folder}: trial {trial.number} of the log was searched with another sampler, fidelity "
+                f"or mode than {records.EXPERIMENT} has now; put them back, or start a new study"
             )
         return self._line(trial)
 

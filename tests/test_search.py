@@ -185,8 +185,7 @@ Open = Callable[..., Search]
 @pytest.fixture(autouse=True)
 def no_threads_to_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking for the libraries whose threads are limited takes longer than these searches."""
-    for name in ("cma", "catcma", "pycma"):
-        monkeypatch.setattr(f"evomerge.samplers.{name}.threadpool_limits", lambda limits: nullcontext())
+    monkeypatch.setattr("evomerge.samplers._alone.threadpool_limits", lambda limits: nullcontext())
 
 
 @pytest.fixture
@@ -397,7 +396,7 @@ def test_blocks_of_a_line_tell_its_value_on_each(open_search: Open) -> None:
     for number, value in enumerate(line.blocks, first):
         block = documents.draw(number)
         scores = {name: host.world.scores(line.genome, name, ids) for name, ids in block.items()}
-        assert value == documents.value(scores)
+        assert value == pytest.approx(documents.value(scores), rel=1e-12)  # the world rounds by its batch
 
 
 def test_fewer_documents_than_a_batch_are_all_seen(open_search: Open) -> None:
@@ -514,7 +513,7 @@ def test_a_lone_candidate_that_fails_does_not_end_the_search(name: str, mode: st
     getattr(open_search(name, host, **options), mode)()
     lone = [line for line in host.found if line.gradient is None and line.generation and line.value is None]
     assert lone
-    assert len(host.lines) >= 36
+    assert len(host.lines) > 40 - 8, "only a generation of 8 that does not fit is left out"
     again = Host(host.lines[: len(host.lines) // 2], candidates=40, fails=fails)
     getattr(open_search(name, again, **options), mode)()
     assert again.lines == host.lines
@@ -782,3 +781,14 @@ def test_memory_stays_flat_with_a_hundred_thousand_documents_an_entry(
     finally:
         tracemalloc.stop()
     assert (peaks[last] - peaks[first]) / len(host.lines) < 20_000, "of a line is kept what the log has"
+
+
+def test_nothing_is_added_to_a_generation_that_others_came_after(open_search: Open) -> None:
+    whole = Host(candidates=60)
+    open_search("cma", whole, MINI).run()
+    first = [line for line in whole.lines if line.generation == 1 and line.role == "search"]
+    left = [line for line in whole.lines if line is not first[-1]]
+    gap = Host(left, candidates=80)
+    with pytest.raises(StudyError, match="generation 1 of the log is not what this search makes of it"):
+        open_search("cma", gap, MINI).run()
+    assert gap.lines == left

@@ -270,3 +270,16 @@ def test_kill_9_at_random_moments_changes_nothing(family: Path, tmp_path: Path) 
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert what_counts(records.read_trials(tmp_path / "killed")) == what_counts(whole), f"killed after {counts}"
+
+
+def test_another_fidelity_or_mode_cannot_go_on_from_this_log(write_experiment: Callable[..., Path]) -> None:
+    plan = begin(write_experiment(budget={"candidates": 6}))
+    study.search(plan, Silent())
+    as_run = plan.folder / records.EXPERIMENT
+    text = as_run.read_text()
+    for change in ({"fidelity": {"batch": 8}}, {"mode": "async"}):
+        as_run.write_text(yaml.safe_dump({**yaml.safe_load(text), **change}, sort_keys=False))
+        with pytest.raises(StudyError, match="another sampler, fidelity or mode"):
+            study.search(study.plan(study.reopen(plan.folder, 12)), Silent())
+    as_run.write_text(text)
+    assert len(study.search(study.plan(study.reopen(plan.folder, documents=10**6)), Silent())) == 6
