@@ -156,6 +156,11 @@ class Journal:
         self._objectives = tuple(objectives)
         self._distributions = {c.name: distribution(c) for c in coordinates}
         self._log = _log(folder)
+        others = [name for name in (JOURNAL, DATABASE, STORAGE_NAME) if (folder / name).is_file()]
+        if others and not self._log.begun:
+            raise StudyError(
+                f"{folder}: its log is in {others[0]}, not where `storage` in {EXPERIMENT} says now; put that back"
+            )
         self._study = self._log.open(self._objectives)
 
     def add(self, trial: Trial) -> None:
@@ -174,7 +179,7 @@ class Journal:
             values=values,
             user_attrs=asdict(trial),
         )
-        with self._log.writing(), _undamaged(self._log.mark):
+        with self._log.writing(), _undamaged(str(self._log.mark)):
             self._study.add_trial(frozen)
 
     def trials(self) -> list[Trial]:

@@ -123,7 +123,7 @@ Make = Callable[[str], Path]
 
 
 def make_study(folder: Path, storage: str) -> Path:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / records.EXPERIMENT).write_text(yaml.safe_dump({"storage": storage}))
     return folder
 
@@ -481,3 +481,13 @@ def test_optuna_draws_the_front_of_several_objectives(make: Make) -> None:
         journal.add(trial(number, None if number == 3 else number / 8))
     figure = optuna.visualization.plot_pareto_front(load(folder))
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("sums", "names")
+
+
+def test_a_log_is_not_begun_again_elsewhere(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", "journal")
+    Journal(folder, COORDINATES).add(trial(0))
+    make_study(folder, "sqlite")
+    with pytest.raises(StudyError, match=r"its log is in journal\.log, not where `storage`"):
+        Journal(folder, COORDINATES)
+    make_study(folder, "journal")
+    assert len(Journal(folder, COORDINATES).trials()) == 1
