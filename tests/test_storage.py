@@ -73,6 +73,7 @@ def full() -> Trial:
         incumbent=True,
         known=2,
         gradient={"weight.a": -1e-300},
+        course="c",
     )
 
 
@@ -325,7 +326,7 @@ def test_an_older_journal_is_read(tmp_path: Path) -> None:
     Journal(tmp_path, COORDINATES).add(trial(0, 0.1 + 0.2))
     lines = (tmp_path / records.JOURNAL).read_text().splitlines()
     entry = json.loads(lines[-1])
-    for field in ("genome", "value", "role", "blocks", "whole", "incumbent", "known", "gradient"):
+    for field in ("genome", "value", "role", "blocks", "whole", "incumbent", "known", "gradient", "course"):
         del entry["user_attrs"][field]
     (tmp_path / records.JOURNAL).write_text("\n".join([*lines[:-1], json.dumps(entry)]) + "\n")
     assert records.read_trials(tmp_path) == [trial(0, 0.1 + 0.2)]
