@@ -16,7 +16,7 @@ import torch
 from evomerge import merger, plugins, tensors
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CandidateError, CheckpointError
-from evomerge.fitness import Entry, Fitness, Measured, check_metrics, measure
+from evomerge.fitness import Entry, Fitness, Measured, check_metrics, document_scores, measure
 from evomerge.gradients import Tables
 from evomerge.inputs import Inputs
 from evomerge.loading import first_line, load_model, quiet
@@ -298,7 +298,7 @@ class Workbench:
         except torch.OutOfMemoryError as error:
             raise CandidateError(f"out of memory on {self.setup.device}: {first_line(error)}") from error
         report = _climbed(found, chosen)
-        measured = _measured(self.setup.entries, self.scorer.expanded, found)
+        measured = _measured(self.setup.entries, document_scores(self.setup.entries, report, self.scorer.expanded))
         return Score(measured, report, self.scorer.expanded, seconds, digest), tables
 
     def build(self, recipe: Recipe) -> Any:
@@ -350,13 +350,9 @@ def _climbed(found: Backward, documents: Mapping[str, Sequence[int]]) -> Report:
     return Report(tasks, found.tokens, padding=0, truncated=dict.fromkeys(tasks, 0), cut_prompts={})
 
 
-def _measured(entries: Sequence[Entry], expanded: Mapping[str, Sequence[str]], found: Backward) -> Measured:
-    """The value that was climbed."""
-    pooled = {
-        entry: np.concatenate([found.values[name] for name in names])
-        for entry in entries
-        if (names := [name for name in expanded[entry.task] if name in found.values])
-    }
-    climbed = {entry.task: float(values.mean()) for entry, values in pooled.items()}
-    total = sum(entry.weight for entry in pooled)
-    return Measured(math.fsum(e.weight * climbed[e.task] for e in pooled) / total, dict(climbed), climbed)
+def _measured(entries: Sequence[Entry], scores: Mapping[str, np.ndarray]) -> Measured:
+    """The value that was climbed, from entry -> the score of each document."""
+    climbed = {name: float(values.mean()) for name, values in scores.items()}
+    weights = {entry.task: entry.weight for entry in entries if entry.task in climbed}
+    value = math.fsum(weight * climbed[name] for name, weight in weights.items()) / sum(weights.values())
+    return Measured(value, dict(climbed), climbed)

@@ -97,9 +97,6 @@ class Host(Protocol):
         """Puts a line into the log. Returns it as the log has it, with its answer: what is learned from a line must
         not depend on whether it was read."""
 
-    def scores(self, line: Evaluated) -> Mapping[str, np.ndarray]:
-        """Entry -> the score of each document, of a line that was scored on all."""
-
     def room(self, wanted: int, *, begun: bool, reserve: int) -> int:
         """How many of so many candidates of a generation the budget still has room for.
 
@@ -352,11 +349,8 @@ class Search:
         scores = {slot: line.answer.scores for slot, line in finished.items() if line.answer is not None}
         missing = [line for slot, line in finished.items() if slot not in scores]
         chosen = self._chosen(asked, self._fixed)
-        if chosen is None:
-            scores.update({line.slot: self._host.scores(line) for line in missing})
-        else:
-            tasks = [Task(line.slot, line.genome, chosen) for line in missing]
-            scores.update({slot: _scores(answer) for slot, answer in self._host.evaluate(tasks)})
+        tasks = [Task(line.slot, line.genome, chosen) for line in missing]
+        scores.update({slot: _scores(answer) for slot, answer in self._host.evaluate(tasks)})
         names = [entry.name for entry in self._documents.entries]
         return {slot: np.concatenate([one[name] for name in names if name in one]) for slot, one in scores.items()}
 
@@ -661,10 +655,6 @@ class _Memory:
         self.lines.append(replace(line, answer=None))  # which holds the scores of every document
         self.spent += line.documents
         return line
-
-    def scores(self, line: Evaluated) -> Mapping[str, np.ndarray]:
-        (_, answer), *_ = self.evaluate([Task(line.slot, line.genome, None)])
-        return answer.scores
 
     def room(self, wanted: int, *, begun: bool, reserve: int) -> int:
         if begun:

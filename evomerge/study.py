@@ -11,14 +11,13 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-import numpy as np
 from pydantic import ValidationError
 
 from evomerge import candidate, config, plugins, racing, records, warm
@@ -339,17 +338,6 @@ class Study:
     def begin(self, generation: int, size: int) -> None:
         """A generation begins."""
         self._observer.generation(generation, size)
-
-    def scores(self, line: Evaluated) -> Mapping[str, np.ndarray]:
-        """The documents' scores of a trial in the log, from its recipe's file; scored again if that is gone."""
-        recipe = decode(self._plan.experiment.space, self._plan.frame, line.genome)
-        kept = records.read_score(self._plan.folder, recipe.sha256, self._fitness)
-        if kept is None:
-            ((_, answer),) = self.evaluate([Task(0, line.genome, None)])
-            if answer.reason is not None:
-                raise StudyError(f"a candidate in the log cannot be scored again: {answer.reason}")
-            return answer.scores
-        return document_scores(self._entries, kept.report, kept.groups)
 
     def evaluate(self, tasks: Iterable[Task | None]) -> Iterator[tuple[int, Answer]]:
         """Evaluates tasks on the pool. Equal recipes on the same documents are one: what is known is not asked."""

@@ -133,9 +133,6 @@ class Host:
                 raise KeyboardInterrupt
         return line
 
-    def scores(self, line: Evaluated) -> Mapping[str, np.ndarray]:
-        return self.answer(Task(0, line.genome, None)).scores
-
     def room(self, wanted: int, *, begun: bool, reserve: int) -> int:
         room = min(wanted, self.candidates - len(self.lines))
         if not begun and self.spent + reserve >= self.budget:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evomerge.samplers import Generation, Result
+from evomerge.samplers._units import to_units
 from evomerge.space import Coordinate, Genome
 
 _BETAS, _TINY = (0.8, 0.95), 1e-12
@@ -39,7 +40,7 @@ class Ascent:
     ) -> None:
         self._coordinates, self._start = coordinates, dict(start)
         self._rate, self._steps, self._watch, self._pull, self._effort = rate, steps, watch, pull, effort
-        self._first = self._units(start)
+        self._first = to_units(self._coordinates, start)
         self._point = self._first.copy()
         self.best = dict(start)
         self._mean = np.zeros(len(coordinates))
@@ -88,7 +89,7 @@ class Ascent:
     def _turn(self) -> None:
         self._turns += 1
         self._rate /= 2
-        self._point = self._units(self.best)
+        self._point = to_units(self._coordinates, self.best)
         self._mean[:] = 0.0
 
     def _step(self, result: Result) -> None:
@@ -120,9 +121,6 @@ class Ascent:
             else:
                 found.append(c.high - c.low)
         return np.array(found)
-
-    def _units(self, genome: Genome) -> np.ndarray:
-        return np.array([c.to_unit(genome[c.name]) for c in self._coordinates])
 
     def _genome(self, units: np.ndarray) -> Genome:
         return {

@@ -23,6 +23,7 @@ from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
 from evomerge.samplers._alone import alone
 from evomerge.samplers._ascent import Ascent
+from evomerge.samplers._units import to_genome, to_units
 from evomerge.space import Genome
 
 FRESH = True
@@ -69,7 +70,7 @@ class CmaSampler:
             self._asked[number] = points = self._draw(
                 self._open() if self._engine is None else self._engine, number
             )
-        return Generation([self._genome(point) for point in points])
+        return Generation([to_genome(self._problem.coordinates, point) for point in points])
 
     def tell(self, number: int, results: Sequence[Result]) -> None:
         """Chooses the first mean; takes the ascent's step; then adapts mean, step and covariance."""
@@ -87,7 +88,7 @@ class CmaSampler:
         """The distribution's mean, which noise misleads less than it does the best candidate."""
         if self._ascent is not None:
             return self._ascent.best
-        return self._mean if self._engine is None else self._genome(self._engine._mean)
+        return self._mean if self._engine is None else to_genome(self._problem.coordinates, self._engine._mean)
 
     def _begin(self, values: Sequence[float]) -> None:
         if self._engine is not None:
@@ -112,15 +113,15 @@ class CmaSampler:
         """
         order = np.argsort([-value for value in values], kind="stable")[: max(len(values) // 2, 1)]
         weights = np.log(len(order) + 0.5) - np.log(np.arange(1, len(order) + 1))
-        units = np.array([self._units(self._problem.starts[int(slot)]) for slot in order])
+        units = np.array([to_units(self._problem.coordinates, self._problem.starts[int(slot)]) for slot in order])
         mean = np.average(units, axis=0, weights=weights)
         chosen = [bool(c.choices) for c in self._problem.coordinates]
-        return self._genome(np.where(chosen, units[0], mean))
+        return to_genome(self._problem.coordinates, np.where(chosen, units[0], mean))
 
     def _open(self) -> cmaes.CMA:
         """An engine at the first mean."""
         mean = np.full(self._dimensions, 0.5)
-        mean[: len(self._problem.coordinates)] = self._units(self._mean)
+        mean[: len(self._problem.coordinates)] = to_units(self._problem.coordinates, self._mean)
         return cmaes.CMA(mean=mean, sigma=self._sigma, population_size=self._population, lr_adapt=True, seed=0)
 
     def _draw(self, engine: cmaes.CMA, number: int) -> np.ndarray:
@@ -145,12 +146,6 @@ class CmaSampler:
             self._engine.tell([(points[slot], float(rank)) for rank, slot in enumerate(order)])
             self._engine._sigma = min(self._engine._sigma, self._options.largest_sigma)
             self._engine._mean = np.clip(self._engine._mean, 0.0, 1.0)
-
-    def _units(self, genome: Genome) -> np.ndarray:
-        return np.array([c.to_unit(genome[c.name]) for c in self._problem.coordinates])
-
-    def _genome(self, point: np.ndarray) -> Genome:
-        return {c.name: c.from_unit(float(unit)) for c, unit in zip(self._problem.coordinates, point, strict=False)}
 
 
 def make(problem: Problem, options: Options) -> CmaSampler:

@@ -35,6 +35,7 @@ from pydantic import Field
 
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
+from evomerge.samplers._units import to_genome, to_units
 from evomerge.space import Coordinate, Genome
 
 FRESH = False
@@ -175,16 +176,6 @@ def _depth(name: str) -> float:
     """The number behind g, l or a in a name like `weight.g0.attention.maths`."""
     layer = [*name.split("."), ""][1]
     return int(layer[1:]) if layer[:1] in ("g", "l", "a") and layer[1:].isdecimal() else np.inf
-
-
-def to_units(coordinates: Sequence[Coordinate], genome: Genome) -> np.ndarray:
-    """A genome's point in the unit cube."""
-    return np.array([coordinate.to_unit(genome[coordinate.name]) for coordinate in coordinates])
-
-
-def to_genome(coordinates: Sequence[Coordinate], units: np.ndarray) -> Genome:
-    """The genome at a point of the unit cube."""
-    return {c.name: c.from_unit(float(unit)) for c, unit in zip(coordinates, units, strict=True)}
 
 
 def mix(

@@ -31,7 +31,8 @@ from pydantic import Field
 
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
-from evomerge.samplers.m2n2 import mix, mutate, to_genome, to_units
+from evomerge.samplers._units import to_genome, to_units
+from evomerge.samplers.m2n2 import mix, mutate
 from evomerge.space import Genome
 
 FRESH = False

@@ -18,6 +18,7 @@ from pydantic import Field
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
 from evomerge.samplers._alone import alone
+from evomerge.samplers._units import to_genome, to_units
 from evomerge.space import Genome
 
 with warnings.catch_warnings():
@@ -74,7 +75,7 @@ class PycmaSampler:
         self._normal = generator(self._problem.seed, number)
         with alone():
             self._asked[number] = self._engine.ask()
-        return Generation([self._genome(unit) for unit in self._asked[number]])
+        return Generation([to_genome(self._problem.coordinates, unit) for unit in self._asked[number]])
 
     def tell(self, number: int, results: Sequence[Result]) -> None:
         """Chooses the first mean; then adapts mean, step and covariance."""
@@ -92,10 +93,14 @@ class PycmaSampler:
 
     def recommend(self) -> Genome | None:
         """The distribution's mean, which noise misleads less than it does the best candidate."""
-        return self._mean if self._engine is None else self._genome(self._engine.result.xfavorite)
+        return (
+            self._mean
+            if self._engine is None
+            else to_genome(self._problem.coordinates, self._engine.result.xfavorite)
+        )
 
     def _open(self) -> Any:
-        units = [c.to_unit(self._mean[c.name]) for c in self._problem.coordinates]
+        units = to_units(self._problem.coordinates, self._mean).tolist()
         units += [0.5] * (len(units) == 1)  # pycma wants two dimensions; this one decodes to nothing
         options = {
             "bounds": [0.0, 1.0],
@@ -109,9 +114,6 @@ class PycmaSampler:
         inside = np.clip(units, _EDGE, 1.0 - _EDGE)
         with alone():
             return cma.CMAEvolutionStrategy(inside, self._options.sigma, options)
-
-    def _genome(self, unit: np.ndarray) -> Genome:
-        return {c.name: c.from_unit(float(u)) for c, u in zip(self._problem.coordinates, unit, strict=False)}
 
 
 def make(problem: Problem, options: Options) -> PycmaSampler:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
+from evomerge.samplers._units import to_genome
 from evomerge.space import Genome
 
 FRESH = False
@@ -47,7 +48,7 @@ class RandomSampler:
     def _draw(self, number: int, slot: int) -> Genome:
         coordinates = self._problem.coordinates
         units = generator(self._problem.seed, number, slot).random(len(coordinates))
-        return {c.name: c.from_unit(float(unit)) for c, unit in zip(coordinates, units, strict=True)}
+        return to_genome(coordinates, units)
 
 
 def make(problem: Problem, options: Options) -> RandomSampler:
