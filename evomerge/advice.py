@@ -15,8 +15,10 @@ import numpy as np
 from scipy import stats
 
 from evomerge.config import Budget, SamplerChoice
+from evomerge.genes import Coordinate
+from evomerge.mutation import Operator
 from evomerge.records import Trial
-from evomerge.space import Coordinate, SearchSpace
+from evomerge.space import SearchSpace
 
 PER_DIMENSION = 10  # candidates that a search needs
 GENERATIONS = 5  # that a sampler needs to learn from
@@ -85,11 +87,14 @@ def after(
     return found
 
 
-def coordinates_of(space: SearchSpace, trials: Sequence[Trial]) -> list[Coordinate]:
+def coordinates_of(space: SearchSpace, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Coordinate]:
     """The coordinates of trials' genomes, without opening any model: choices are those that were tried."""
     found = []
+    options = {point.name: point for operator in operators for point in operator.coordinates()}
     for name, value in trials[0].genome.items() if trials else ():
-        if isinstance(value, str):
+        if name in options:
+            found.append(options[name])
+        elif isinstance(value, str):
             tried = tuple(sorted({str(trial.genome[name]) for trial in trials}))
             found.append(Coordinate(name, 0.0, 1.0, value, False, tried))
         else:

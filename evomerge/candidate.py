@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
-from evomerge import merger, plugins, tensors
+from evomerge import checkpoints, merger, plugins, tensors
 from evomerge.checkpoints import Checkpoint
-from evomerge.errors import CandidateError, CheckpointError
+from evomerge.errors import CandidateError, CheckpointError, ConfigError, suggest
 from evomerge.fitness import Entry, Fitness, Measured, check_metrics, document_scores, measure
 from evomerge.gradients import Tables
 from evomerge.inputs import Inputs
-from evomerge.loading import first_line, load_model, quiet
+from evomerge.loading import first_line, load_model, loading, quiet
 from evomerge.merger import Compile, Merger
-from evomerge.recipe import Dtype, Recipe, Source, Vocabulary
+from evomerge.operators import Context, Watch, unwatched
+from evomerge.recipe import Dtype, OperatorStep, Recipe, Source, Vocabulary
 from evomerge.scoring import Report, Scorer, TaskScore
 from evomerge.scoring.answers import Answers
 from evomerge.scoring.ascent import Backward
 
 Progress = Callable[[str], None]
+
+_DELTAS = "deltas"  # the folder of what training operators leave, in the cache
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,9 @@ class Setup:
         hash_weights: whether each score carries the sha256 of the merged weights.
         vocabulary: what to do where the experts' vocabularies differ.
         answers: folder of what candidates have answered, see `scoring.answers`; None keeps nothing.
+        deltas: folder of what training operators leave; None is one in the cache.
+        max_length: tokens of the longest prompt with its answer, where operators extend the model's context; None
+            takes what the base's configuration says.
     """
 
     base: Source
@@ -55,6 +64,8 @@ class Setup:
     hash_weights: bool = True
     vocabulary: Vocabulary | None = None
     answers: str | None = None
+    deltas: str | None = None
+    max_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class Score:
         groups: fitness entry -> the tasks of the report that it stands for.
         seconds: spent in merge, operators and scoring.
         weights_sha256: of the merged weights, see `tensors.sha256`; None if it was not asked for.
+        left: training operator -> its record of what it did and took.
     """
 
     measured: Measured
@@ -74,6 +86,23 @@ class Score:
     groups: dict[str, tuple[str, ...]]
     seconds: dict[str, float]
     weights_sha256: str | None = None
+    left: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A candidate as a live model.
+
+    Attributes:
+        recipe: its recipe, with what training left by content.
+        files: where that lies, by its sha256.
+        left: training operator -> its record of what it did and took.
+    """
+
+    model: Any
+    recipe: Recipe
+    files: Mapping[str, Path]
+    left: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -162,8 +191,13 @@ def prepare(setup: Setup, recipes: Sequence[Recipe], names: Sequence[str], progr
     merger.prepare(base, experts, names, recipes, Path(setup.cache), progress)
 
 
-def open_scorer(model: Any, tokenizer: Any, fitness: Fitness | None, entries: Sequence[Entry]) -> Scorer | None:
+def open_scorer(
+    model: Any, tokenizer: Any, fitness: Fitness | None, entries: Sequence[Entry], max_length: int | None = None
+) -> Scorer | None:
     """The scorer of some of a fitness's entries on a live model; None if there are none.
+
+    Args:
+        max_length: tokens of the longest prompt with its answer, see `Scorer`.
 
     Raises:
         ConfigError: a task cannot be built, or has no such metric.
@@ -176,6 +210,7 @@ def open_scorer(model: Any, tokenizer: Any, fitness: Fitness | None, entries: Se
         fitness.specs(entries),
         include=Path(fitness.include) if fitness.include else None,
         apply_chat_template=fitness.apply_chat_template,
+        max_length=max_length,
     )
     check_metrics(entries, scorer)
     return scorer
@@ -200,12 +235,12 @@ class Workbench:
             torch.set_num_threads(setup.threads)
         self.setup = setup
         found = Inputs(setup.base, setup.experts, setup.vocabulary)
-        base, experts = found.open(Path(setup.cache))
-        self.folder, self.added = found.folder, found.added
+        base, experts = self._opened = found.open(Path(setup.cache))
+        self.folder, self.added, self._rows = found.folder, found.added, found.rows
         self.model = load_model(found.folder, setup.dtype, setup.device, found.rows)
         self.tokenizer = found.tokenizer()
         self.merger = Merger(self.model, base, experts, Path(setup.cache), setup.compiled)
-        self.scorer = open_scorer(self.model, self.tokenizer, setup.fitness, setup.entries)
+        self.scorer = open_scorer(self.model, self.tokenizer, setup.fitness, setup.entries, setup.max_length)
         self.note = None if self.scorer is None else self.scorer.note
 
     @property
@@ -247,7 +282,7 @@ class Workbench:
                 self.merger.apply(recipe)
                 seconds["merge"] = time.perf_counter() - start
                 start = time.perf_counter()
-                self._operate(recipe, undo)
+                left = self._operate(recipe, undo)
                 seconds["operators"] = time.perf_counter() - start
                 start = time.perf_counter()
                 report = self.scorer.score(documents, self._answers(recipe))
@@ -256,7 +291,7 @@ class Workbench:
                 digest = self.merger.sha256() if self.setup.hash_weights else None
         except torch.OutOfMemoryError as error:
             raise CandidateError(f"out of memory on {self.setup.device}: {first_line(error)}") from error
-        return Score(measured, report, self.scorer.expanded, seconds, digest)
+        return Score(measured, report, self.scorer.expanded, seconds, digest, left)
 
     def gradient(
         self, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None = None
@@ -301,11 +336,25 @@ class Workbench:
         measured = _measured(self.setup.entries, document_scores(self.setup.entries, report, self.scorer.expanded))
         return Score(measured, report, self.scorer.expanded, seconds, digest), tables
 
-    def build(self, recipe: Recipe) -> Any:
-        """The candidate as a live transformers model, for export. The next candidate overwrites it."""
+    def build(self, recipe: Recipe, watch: Watch = unwatched) -> Built:
+        """The candidate as a live transformers model, for export. Its operators are not undone: the workbench can
+        build no other one.
+
+        watch: is told of training.
+
+        Raises:
+            CandidateError: it cannot be built.
+        """
         self.merger.apply(recipe)
-        self._operate(recipe, ExitStack())
-        return self.model
+        left = self._operate(recipe, ExitStack(), watch)
+        steps = [
+            step.model_copy(update={"delta": left[step.name]["sha256"]}) if step.name in left else step
+            for step in recipe.operators
+        ]
+        files = {
+            str(step.delta): self._delta(recipe, position) for position, step in enumerate(steps) if trains(step)
+        }
+        return Built(self.model, recipe.model_copy(update={"operators": tuple(steps)}), files, left)
 
     def _answers(self, recipe: Recipe) -> Answers | None:
         """What the candidate has answered before. A GPU rounds otherwise than a CPU, so its answers are others."""
@@ -314,12 +363,50 @@ class Workbench:
         device = torch.device(self.setup.device).type
         return Answers(Path(self.setup.answers), recipe.sha256 + ("" if device == "cpu" else f"-{device}"))
 
-    def _operate(self, recipe: Recipe, undo: ExitStack) -> None:
+    def _operate(self, recipe: Recipe, undo: ExitStack, watch: Watch = unwatched) -> dict[str, Any]:
+        """Applies the recipe's operators in their order.
+
+        Returns: training operator -> its record.
+
+        Raises:
+            CandidateError: one cannot work on this candidate, or the file that it left is missing or another.
+        """
+        left = {}
+        models = {**recipe.experts, "base": recipe.base}
         for position, step in enumerate(recipe.operators):
             operator = plugins.load("operators", step.name)
-            options = operator.Options.model_validate(step.options)
-            seed = int(recipe.sha256[:12], 16) + position
-            undo.callback(operator.apply(self.model, options, torch.Generator().manual_seed(seed)))
+            context = Context(
+                seed=int(_until(recipe, position).sha256[:12], 16) + position,
+                tokenizer=self.tokenizer,
+                folder=Path(self.setup.cache),
+                kept=self._delta(recipe, position),
+                parent=partial(self._parent, recipe),
+                identity={name: source.identity() for name, source in models.items()},
+                report=watch,
+            )
+            if step.delta is not None and not context.kept.is_file():
+                raise CandidateError(
+                    f"{context.kept}, which training left, is not there; copy it beside the recipe"
+                )
+            applied = operator.apply(self.model, operator.Options.model_validate(step.options), context)
+            undo.callback(applied.undo)
+            if operator.TRAINING:
+                left[step.name] = dict(applied.record)
+                if step.delta not in (None, applied.record["sha256"]):
+                    raise CandidateError(f"{context.kept} is not what training left; copy it again")
+        return left
+
+    def _delta(self, recipe: Recipe, position: int) -> Path:
+        """The file of the training operator at a position: known by its content; else by all that goes into it."""
+        folder = Path(self.setup.deltas or Path(self.setup.cache) / _DELTAS)
+        return folder / f"{recipe.operators[position].delta or _until(recipe, position).sha256}.safetensors"
+
+    def _parent(self, recipe: Recipe, name: str) -> Any:
+        """A model of its own that a recipe merges, as it is before any operator."""
+        model = load_model(self.folder, self.setup.dtype, self.setup.device, self._rows)
+        cache = Path(self.setup.cache)
+        Merger(model, *self._opened, cache, self.setup.compiled).apply(parent_recipe(recipe, name))
+        return model
 
 
 def _terms(
@@ -356,3 +443,84 @@ def _measured(entries: Sequence[Entry], scores: Mapping[str, np.ndarray]) -> Mea
     weights = {entry.task: entry.weight for entry in entries if entry.task in climbed}
     value = math.fsum(weight * climbed[name] for name, weight in weights.items()) / sum(weights.values())
     return Measured(value, dict(climbed), climbed)
+
+
+# --- operators ---------------------------------------------------------------------------------------------
+
+
+def check_operators(base: Source, experts: Iterable[str], steps: Sequence[OperatorStep]) -> None:
+    """Refuses operators that cannot act on a model.
+
+    Raises:
+        ConfigError: with all their faults.
+    """
+    faults: list[str] = []
+    if not steps:
+        return
+    config = _config(base)
+    models = ["base", *experts]
+    extended = copy.deepcopy(config)  # what is trained after a pure operator reads as far as that allows
+    if (longest := longest_text(base, steps)) is not None:
+        extended.get_text_config().max_position_embeddings = longest
+    for step in steps:
+        operator = plugins.load("operators", step.name)
+        if step.delta is not None:
+            continue  # it has trained: neither texts nor teachers are needed again
+        options = operator.Options.model_validate(step.options)
+        wrong = list(operator.check(options, extended if operator.TRAINING else config))
+        if operator.TRAINING:
+            wrong += [
+                f"teachers: there is no model {name!r}.{suggest(name, models)}"
+                for name in sorted(operator.teachers(options) - set(models))
+            ]
+        faults += [line for line in (f"{step.name}.{one}" for one in wrong) if line not in faults]
+    if faults:
+        raise ConfigError("operators", faults)
+
+
+def longest_text(base: Source, steps: Sequence[OperatorStep]) -> int | None:
+    """The longest text, in tokens, that operators make a model fit for; None if they change nothing."""
+    config = _config(base) if steps else None
+    reaches = []
+    for step in steps:
+        operator = plugins.load("operators", step.name)
+        options = operator.Options.model_validate(step.options)
+        if not operator.TRAINING and not operator.check(options, config):  # with faults there is no telling
+            reaches.append(operator.reach(options, config))
+    return max((reach for reach in reaches if reach is not None), default=None)
+
+
+def _config(base: Source) -> Any:
+    folder = checkpoints.locate(base, "base")
+    with loading(folder, "base"):
+        return AutoConfig.from_pretrained(folder)
+
+
+def parent_recipe(recipe: Recipe, name: str) -> Recipe:
+    """One of the models that a recipe merges as a recipe of its own, without operators: an expert, or `base`.
+
+    Raises:
+        CandidateError: it merges no such model.
+    """
+    models = ["base", *recipe.experts]
+    if name not in models:
+        raise CandidateError(f"the recipe merges no model {name!r}; there are {', '.join(models)}")
+    if name == "base":
+        merge: dict[str, Any] = {"method": "task_arithmetic", "parameters": {"weight": 0.0}}
+    else:
+        weights = {expert: float(expert == name) for expert in recipe.experts}
+        merge = {"method": "linear", "parameters": {"weight": weights}}
+    return Recipe.model_validate({**{key: getattr(recipe, key) for key in FRAME}, **merge})
+
+
+FRAME = {"base", "experts", "dtype", "layers", "seed", "vocabulary"}  # of a recipe: what all of a study have alike
+
+
+def _until(recipe: Recipe, position: int) -> Recipe:
+    """The recipe with its operators up to a position, that included."""
+    return recipe.model_copy(update={"operators": recipe.operators[: position + 1]})
+
+
+def trains(step: OperatorStep) -> bool:
+    """Whether an operator is one that changes weights by training."""
+    return bool(plugins.load("operators", step.name).TRAINING)

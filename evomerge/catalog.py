@@ -92,6 +92,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
+def parse_yaml(text: str, where: str) -> Any:
+    """A value as a file would have it.
+
+    Raises:
+        ConfigError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(where, [f"{text!r} is not YAML"]) from error
+
+
 def write_yaml(value: Any) -> str:
     """A value as YAML in reading order, short sequences on one line."""
     text: str = yaml.dump(value, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evomerge import records
-from evomerge.candidate import Progress, Score
+from evomerge.candidate import FRAME, Progress, Score, parent_recipe, trains
 from evomerge.errors import CandidateError, ConfigError
 from evomerge.fitness import Entry
 from evomerge.recipe import Recipe
@@ -100,27 +100,30 @@ def p_text(p: float) -> str:
     return f"< {1e-3:g}" if p < 1e-3 else f"= {p:.3f}"
 
 
-def contestants(plan: Plan, winner: Recipe) -> dict[str, Recipe]:
-    """The winner and what it has to beat, all as recipes: base, each expert, the uniform average."""
-    frame = plan.frame
-    common = {
-        "base": frame.base,
-        "experts": dict(frame.experts),
-        "dtype": frame.dtype,
-        "layers": frame.layers,
-        "seed": frame.seed,
-        "vocabulary": frame.vocabulary,
-    }
+def contestants(plan: Plan, winner: Recipe, control: str | None = None) -> dict[str, Recipe]:
+    """The winner and what it has to beat, all as recipes: base, each expert, the uniform average; of a winner that
+    was trained also the winner before, and a parent after the same training.
 
-    def recipe(method: str, weight: object) -> Recipe:
-        return Recipe.model_validate({**common, "method": method, "parameters": {"weight": weight}})
-
-    found = {"base": recipe("task_arithmetic", 0.0)}
-    for expert in frame.experts:
-        found[f"expert {expert}"] = recipe("linear", {name: float(name == expert) for name in frame.experts})
-    found["uniform average"] = recipe("linear", 1.0)
+    Args:
+        control: that parent: the name of an expert, or `base`.
+    """
+    found = {"base": parent_recipe(winner, "base")}
+    for expert in plan.frame.experts:
+        found[f"expert {expert}"] = parent_recipe(winner, expert)
+    uniform = {"method": "linear", "parameters": {"weight": 1.0}}
+    found["uniform average"] = Recipe.model_validate({**found["base"].model_dump(include=FRAME), **uniform})
+    pure = tuple(step for step in winner.operators if not trains(step))
+    if pure != winner.operators:
+        found["winner untrained"] = winner.model_copy(update={"operators": pure})
+        if control is not None:
+            parent = parent_recipe(winner, control)
+            found[f"{_named(control)} trained alike"] = parent.model_copy(update={"operators": winner.operators})
     found["winner"] = winner
     return found
+
+
+def _named(parent: str) -> str:
+    return parent if parent == "base" else f"expert {parent}"
 
 
 def certify(plan: Plan, winner: Recipe, pool: Pool) -> Certificate:
@@ -136,7 +139,7 @@ def certify(plan: Plan, winner: Recipe, pool: Pool) -> Certificate:
     entries = plan.experiment.fitness.holdout
     if not entries:
         raise ConfigError("fitness", ["holdout: lists no task, so no gain can be confirmed; add some"])
-    recipes = contestants(plan, winner)
+    recipes = contestants(plan, winner, _control(plan))
     names = list(recipes)
     scores: dict[str, Score] = {}
     for outcome in pool.run([Job(key, recipes[name]) for key, name in enumerate(names)]):
@@ -152,7 +155,8 @@ def certify(plan: Plan, winner: Recipe, pool: Pool) -> Certificate:
         )
         for name in names
     ]
-    parents = [row for row in rows if row.name == "base" or row.name.startswith("expert ")]
+    own = {"base", *(f"expert {name}" for name in plan.frame.experts)}
+    parents = [row for row in rows if row.name in own]
     return Certificate(
         rows=tuple(rows),
         documents=sum(len(task.documents) for task in scores["winner"].report.tasks.values()),
@@ -163,6 +167,12 @@ def certify(plan: Plan, winner: Recipe, pool: Pool) -> Certificate:
             {name: score.report.truncated for name, score in scores.items() if name != "winner"},
         ),
     )
+
+
+def _control(plan: Plan) -> str | None:
+    """The parent that the study's second phase trained beside the elites; None if there was none."""
+    trials = records.read_trials(plan.folder) if plan.training else []
+    return next((trial.of for trial in trials[::-1] if trial.role == "control"), None)
 
 
 def differences(entries: Sequence[Entry], ours: Score, theirs: Score) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -145,6 +145,8 @@ def _search(plan: Plan, as_json: bool) -> None:
         _print_json(found)
         return
     out.print(report.summary_table(found))
+    if "trained" in found:
+        out.print(report.training_table(found["trained"]))
     if (winner := records.best(trials)) is not None:
         out.print(report.trials_table([winner], title="best trial"))
     out.print(f"build it: evomerge export {plan.folder} OUT", soft_wrap=True, highlight=False)
@@ -171,6 +173,8 @@ def status(
     out.print(report.summary_table(found))
     if ranked:
         out.print(report.trials_table(ranked, title="best trials"))
+    if "trained" in found:
+        out.print(report.training_table(found["trained"]))
     if "front" in found:
         numbers = [one["number"] for one in found["front"]]
         out.print(report.front_table([trials[number] for number in numbers], top, found["knee"]))
@@ -227,6 +231,81 @@ def merge(
     _refuse_existing(output)
     exporting.export_recipe(recipe, output, _step)
     out.print(f"merged into {output}", highlight=False, soft_wrap=True)
+
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Any other option of the operator, NAME=VALUE; may be repeated.", show_default=False
+    ),
+]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A model folder, or a Hub id with optional @revision.", show_default=False)
+]
+
+
+@command
+def extend(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    method: Annotated[str, typer.Option(help="yarn, ntk, linear, longrope or llama3")] = "yarn",
+    factor: Annotated[float | None, typer.Option(help="How many times the length.", show_default=False)] = None,
+    target_length: Annotated[int | None, typer.Option(help="Or the length, in tokens.", show_default=False)] = None,
+    more: SetOption = None,
+    text: Annotated[str, typer.Option(help="What to measure on: python, kjv, or a text file.")] = "python",
+    as_json: JsonFlag = False,
+) -> None:
+    """Extend one model's context, and measure it before and after."""
+    from evomerge import report, single
+
+    _refuse_existing(output)
+    options: dict[str, Any] = {"method": method, **_settings(more)}
+    if factor is not None:
+        options["factor"] = factor
+    if target_length is not None:
+        options["target_length"] = target_length
+    found = single.extend(model, output, options, _step, text)
+    if as_json:
+        _print_json(found)
+        return
+    out.print(report.extension_table(found))
+    out.print(f"extended into {output}", highlight=False, soft_wrap=True)
+
+
+@command
+def distill(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    teacher: Annotated[
+        list[str], typer.Option(help="NAME=MODEL of the same shapes; may be repeated.", show_default=False)
+    ],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="TEACHER=FILE, texts (.jsonl, .txt) for it to answer; `student` keeps the model as it is on them.",
+            show_default=False,
+        ),
+    ],
+    steps: Annotated[int, typer.Option(min=0, help="Training steps.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the texts, and of what is drawn.")] = 0,
+    more: SetOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train one model on what others answer, each on its own texts."""
+    from evomerge import report, single
+
+    _refuse_existing(output)
+    teachers, files = _pairs("--teacher", teacher), _pairs("--data", data)
+    if lost := sorted(set(files) - {*teachers, single.STUDENT}):
+        raise ConfigError("--data", [f"{name}: no --teacher has this name" for name in lost])
+    options = {"data": files, "teachers": {name: name for name in files}, "steps": steps, **_settings(more)}
+    with report.TrainingBar(err, steps) as bar:
+        found = single.distill(model, output, teachers, options, _step, bar.step, seed=seed)
+    if as_json:
+        _print_json(found)
+        return
+    out.print(report.distillation_table(found))
+    out.print(f"trained into {output}", highlight=False, soft_wrap=True)
 
 
 @command
@@ -392,6 +471,31 @@ def _choose(plan: Plan, number: int | None, pick: str | None) -> Any:
     if not 0 <= number < len(trials):
         raise StudyError(f"--trial: is {number}, but the study has trials 0 to {len(trials) - 1}")
     return trials[number]
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, repeated, as a mapping."""
+    found = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(option, [f"{one!r}: give NAME=VALUE"])
+        if name in found:
+            raise ConfigError(option, [f"{name}: is there twice"])
+        found[name] = value
+    return found
+
+
+def _settings(given: Sequence[str] | None) -> dict[str, Any]:
+    """An operator's options; values are read as YAML, and a dotted name goes into a mapping."""
+    found: dict[str, Any] = {}
+    for name, text in _pairs("--set", given or ()).items():
+        *path, last = name.split(".")
+        place = found
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = catalog.parse_yaml(text, f"--set {name}")
+    return found
 
 
 def _refuse_existing(output: Path) -> None:

@@ -14,11 +14,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from evomerge import catalog, plugins
 from evomerge.errors import ConfigError, suggest
 from evomerge.fitness import Fitness
+from evomerge.genes import Genome
 from evomerge.merger import Compile
+from evomerge.mutation import Operator, located
 from evomerge.racing import Fidelity
 from evomerge.recipe import (
     Dtype,
-    OperatorStep,
     SourceField,
     Strict,
     Vocabulary,
@@ -26,7 +27,7 @@ from evomerge.recipe import (
     name_faults,
     relocate,
 )
-from evomerge.space import Genome, SearchSpace, parse_genome
+from evomerge.space import SearchSpace, parse_genome
 
 Auto = Literal["auto"]
 
@@ -148,7 +149,7 @@ class Experiment(Strict):
     dtype: Auto | Dtype = "auto"
     vocabulary: Vocabulary | None = None
     compile: Compile = "auto"
-    operators: tuple[OperatorStep, ...] = ()
+    operators: tuple[Operator, ...] = ()
     storage: Annotated[str, AfterValidator(_check_storage)] = "journal"
     study: str
 
@@ -159,12 +160,10 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _known_names(self) -> Experiment:
-        known = plugins.names("operators")
-        faults = name_faults(self.experts) + [
-            f"operators.{step.name}: unknown operator {step.name!r}.{suggest(step.name, known)}"
-            for step in self.operators
-            if step.name not in known
-        ]
+        names = [operator.name for operator in self.operators]
+        faults = name_faults(self.experts)
+        faults += [f"operators.{name}: is there twice" for name in sorted(set(names)) if names.count(name) > 1]
+        faults += self._operator_faults()
         if self.fitness.objective == "pareto" and not plugins.load("samplers", self.sampler.name).MANY:
             many = [name for name in plugins.names("samplers") if plugins.load("samplers", name).MANY]
             faults.append(
@@ -174,6 +173,22 @@ class Experiment(Strict):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def _operator_faults(self) -> list[str]:
+        """What does not go with operators, or with training."""
+        faults = []
+        climbs = self.sampler.name == "gradient" or self.sampler.options.get("gradient")
+        if climbs and not all(operator.training for operator in self.operators):
+            faults.append("sampler: gradients do not pass through operators; take another one, or none of these")
+        trains = [operator.name for operator in self.operators if operator.training]
+        if trains and self.fitness.objective == "pareto":
+            faults.append(
+                f"operators.{trains[0]}: acts on the best, but with fitness.objective pareto no candidate is; "
+                "export some of the front, and train them by `evomerge distill`"
+            )
+        if len({str(operator.elites) for operator in self.operators if operator.training}) > 1:
+            faults.append(f"operators: {' and '.join(trains)} act on the same elites; give both the same `when`")
+        return faults
 
 
 def load(path: Path) -> Experiment:
@@ -202,8 +217,12 @@ def load(path: Path) -> Experiment:
         errors[:0] = [ConfigError(str(path), faults)] if faults else []
     if errors or experiment is None:
         raise ConfigError.join(errors)
+    operators = [located(operator, folder) for operator in experiment.operators]
+    if faults := [fault for _, wrong in operators for fault in wrong]:
+        raise ConfigError(str(path), faults)
     return experiment.model_copy(
         update={
+            "operators": tuple(operator for operator, _ in operators),
             "base": relocate(experiment.base, folder),
             "experts": {name: relocate(source, folder) for name, source in experiment.experts.items()},
             "storage": resolve_storage(experiment.storage, folder),

@@ -12,12 +12,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from pydantic import ValidationError
 from transformers import GenerationConfig
 
-from evomerge import __version__, candidate, catalog, mergekit_yaml, records, tensors
+from evomerge import __version__, candidate, catalog, mergekit_yaml, records, rope, tensors
 from evomerge import recipe as recipes
 from evomerge.candidate import Progress, Setup, Survey, Workbench
 from evomerge.certify import CERTIFICATE, p_text
 from evomerge.errors import CandidateError, ConfigError, StudyError
 from evomerge.loading import load_model, load_tokenizer
+from evomerge.operators import Watch, unwatched
 from evomerge.recipe import Recipe, SourceField, Strict, Vocabulary
 from evomerge.records import Trial
 from evomerge.study import Plan, recipe_of
@@ -31,6 +32,7 @@ _TOKENIZER = (
     "chat_template*",
 )
 _SHARD = "4GB"
+ABOUT = "evomerge.json"  # in the folder: where the model comes from
 
 
 def export_trial(plan: Plan, trial: Trial, out: Path, progress: Progress) -> Path:
@@ -53,6 +55,7 @@ def export_trial(plan: Plan, trial: Trial, out: Path, progress: Progress) -> Pat
         trial.weights_sha256,
         _scores(trial),
         found,
+        deltas=plan.folder / records.DELTAS,
     )
 
 
@@ -73,11 +76,40 @@ def export_recipe(path: Path, out: Path, progress: Progress) -> Path:
         CheckpointError: a checkpoint is missing, does not fit, or is not the one the recipe names.
     """
     recipe, survey = read_recipe(path, progress)
+    candidate.check_operators(survey.base, survey.experts, recipe.operators)
+    return build(recipe, survey, out, progress, deltas=path.parent / records.DELTAS)
+
+
+def build(
+    recipe: Recipe,
+    survey: Survey,
+    out: Path,
+    progress: Progress,
+    *,
+    deltas: Path | None = None,
+    watch: Watch = unwatched,
+) -> Path:
+    """Builds the model of a recipe.
+
+    Args:
+        survey: of its checkpoints.
+        deltas: folder of what its training operators left, where they have trained already.
+        watch: is told of training, see `operators.Context`.
+
+    Raises:
+        CandidateError: it cannot be built. StudyError: `out` exists, or cannot be written.
+    """
     cache = out.parent / f".{out.name}.tables"
     try:
-        return _write(recipe, survey, cache, out, progress, None, None, None)
+        return _write(recipe, survey, cache, out, progress, None, None, None, deltas=deltas, watch=watch)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What an exported folder says of where its model comes from."""
+    found: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    return found
 
 
 class _Models(Strict):
@@ -135,6 +167,9 @@ def _write(
     scored: str | None,
     scores: dict[str, Any] | None,
     certificate: dict[str, Any] | None,
+    *,
+    deltas: Path | None = None,
+    watch: Watch = unwatched,
 ) -> Path:
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -149,10 +184,12 @@ def _write(
         cache=str(cache),
         threads=max(1, torch.get_num_threads()),
         vocabulary=recipe.vocabulary,
+        deltas=None if deltas is None else str(deltas),
     )
     candidate.open_inputs(setup, progress, whole=True)
     bench = Workbench(setup)
-    model = bench.build(recipe)
+    built = bench.build(recipe, watch)
+    model, recipe = built.model, built.recipe
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise CandidateError(
@@ -170,6 +207,11 @@ def _write(
         # The base's own generation config is copied below; transformers refuses to save some that it loads.
         model.generation_config = GenerationConfig()
         model.save_pretrained(aside, max_shard_size=_SHARD)
+        if recipe.operators:
+            _write_portable(aside / "config.json")
+        for name, file in built.files.items():
+            (aside / records.DELTAS).mkdir(exist_ok=True)
+            shutil.copy(file, aside / records.DELTAS / f"{name}.safetensors")
         _copy(bench.folder, aside, "generation_config.json", *(() if bench.added else _TOKENIZER))
         if bench.added:
             bench.tokenizer.save_pretrained(aside)
@@ -179,15 +221,19 @@ def _write(
         if mergekit is not None:
             (aside / "mergekit.yaml").write_text(mergekit, encoding="utf-8")
         about = {"recipe": recipe.sha256, "weights_sha256": digest, "scores": scores, "certificate": certificate}
-        (aside / "evomerge.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        about |= {"training": dict(built.left)} if built.left else {}
+        (aside / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         card = model_card(recipe, digest, scores, certificate, mergekit=mergekit is not None)
         card.save(aside / "README.md")
     progress("loading it again to compare")
-    reloaded = weights_sha256(load_model(aside, recipe.dtype, "cpu"))
+    loaded = load_model(aside, recipe.dtype, "cpu")
+    reloaded = weights_sha256(loaded)
     if reloaded != digest:
         raise StudyError(
             f"{aside}: the folder loads as {reloaded[:12]} and not as {digest[:12]}; please report this"
         )
+    if recipe.operators and not torch.equal(_some_logits(loaded), _some_logits(model)):
+        raise StudyError(f"{aside}: the folder's config does not load as it was scored; please report this")
     if bench.added and load_tokenizer(aside).get_vocab() != bench.tokenizer.get_vocab():
         raise StudyError(f"{aside}: the tokenizer does not load as it was written; please report this")
     with records.saving(out):
@@ -202,6 +248,20 @@ def _copy(folder: Path, out: Path, *patterns: str) -> None:
         for file in folder.glob(pattern):
             if file.is_file():
                 shutil.copy(file, out / file.name)
+
+
+def _write_portable(path: Path) -> None:
+    """Says what the config says of positions also in the keys that older readers know."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(rope.portable(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _some_logits(model: Any) -> torch.Tensor:
+    """The logits of a few tokens: equal where weights and config are."""
+    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits.cpu()
+    return logits
 
 
 def weights_sha256(model: Any) -> str:
@@ -239,7 +299,7 @@ def model_card(
         f"---\n{data.to_yaml()}\n---",
         "# A merged model",
         f"Made by evomerge {__version__}: method `{recipe.method}`, dtype "
-        f"`{recipe.dtype}`, seed {recipe.seed}. No training took place.",
+        f"`{recipe.dtype}`, seed {recipe.seed}. {_what_followed(recipe)}",
         f"- **base**: `{_shown(recipe.base.model)}`\n{experts}",
     ]
     if scores is not None:
@@ -260,6 +320,15 @@ def model_card(
     return ModelCard("\n\n".join(parts) + "\n")
 
 
+def _what_followed(recipe: Recipe) -> str:
+    """What happened to the model after the merge, in a sentence."""
+    names = [step.name for step in recipe.operators]
+    trained = any(step.delta for step in recipe.operators)
+    after = f"After the merge: {', '.join(f'`{name}`' for name in names)}. " if names else ""
+    rest = f"It was trained: what that changed is in `{records.DELTAS}/`." if trained else "No training took place."
+    return after + rest
+
+
 _SEARCH_NOTE = "The search chose the model by these documents, so expect less on others."
 
 
@@ -273,7 +342,16 @@ def _portable(recipe: Recipe) -> str:
         return source.model_copy(update={"model": _shown(source.model)})
 
     experts = {name: shown(source) for name, source in recipe.experts.items()}
-    return recipes.to_yaml(recipe.model_copy(update={"base": shown(recipe.base), "experts": experts}))
+    steps = tuple(step.model_copy(update={"options": _without_paths(step.options)}) for step in recipe.operators)
+    changes = {"base": shown(recipe.base), "experts": experts, "operators": steps}
+    return recipes.to_yaml(recipe.model_copy(update=changes))
+
+
+def _without_paths(options: Any) -> Any:
+    """Options with files by their names alone."""
+    if isinstance(options, dict):
+        return {k: _shown(v) if k == "path" else _without_paths(v) for k, v in options.items()}
+    return [_without_paths(one) for one in options] if isinstance(options, list) else options
 
 
 def _score_table(scores: dict[str, Any]) -> str:

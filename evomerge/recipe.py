@@ -85,15 +85,32 @@ def parse_source(value: Any) -> Any:
 
 
 SourceField = Annotated[Source, BeforeValidator(parse_source)]
+
+
+class Corpus(Strict):
+    """A file of texts to train on: where it lies, and the sha256 of its bytes."""
+
+    path: str
+    sha256: str | None = None
+
+
+CorpusField = Annotated[Corpus, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Vocabulary = Literal["base", "union"]
 
 
 class OperatorStep(Strict):
-    """A mutation operator with its options, as applied to this candidate."""
+    """A mutation operator with its options, as applied to this candidate.
+
+    Attributes:
+        options: every option. A file to train on counts by its content, as checkpoints do.
+        delta: the sha256 of the file that a training operator left, see `evomerge.operators`. Without it the
+            recipe says how the candidate is trained; with it, what came of that, bit for bit.
+    """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+    delta: str | None = None
 
 
 class Recipe(Strict):
@@ -146,6 +163,7 @@ class Recipe(Strict):
         content["parameters"] = {name: list(table.items()) for name, table in self.parameters.items()}
         if isinstance(self.method, dict):
             content["method"] = list(self.method.items())
+        content["operators"] = _by_content(content["operators"])
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -168,6 +186,17 @@ class Recipe(Strict):
 
 def _at(values: Values, layer: int) -> float:
     return values[layer] if isinstance(values, list) else values
+
+
+def _by_content(options: Any) -> Any:
+    """Options with each `Corpus` in them as the sha256 of its texts, wherever they lie."""
+    if isinstance(options, Mapping):
+        if options.keys() == {"path", "sha256"} and options["sha256"]:
+            return options["sha256"]
+        return {key: _by_content(value) for key, value in options.items()}
+    if isinstance(options, list):
+        return [_by_content(value) for value in options]
+    return options
 
 
 # --- from what people write to the canonical form ----------------------------------------------------------

@@ -6,7 +6,8 @@ STUDY/journal.log       finished trials, one line each, appended: an Optuna jour
 STUDY/storage_name      the study's name in a database outside of STUDY, where its trials then are
 STUDY/documents/        per-document results, one file a recipe
 STUDY/answers/          what candidates answered, one file a recipe: see `scoring.answers`
-STUDY/thresholds/       tables that merge methods look up
+STUDY/thresholds/       tables that merge methods look up; answers of the models that are learned from
+STUDY/deltas/           what training operators left, one file a candidate
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import errno
 import fcntl
 import gc
 import json
+import math
 import os
 import re
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
@@ -43,13 +45,13 @@ from evomerge import catalog, config
 from evomerge.candidate import Score
 from evomerge.errors import StudyError
 from evomerge.fitness import Measured
+from evomerge.genes import Coordinate, Genome
 from evomerge.samplers._alone import alone
 from evomerge.samplers._optuna import distribution
 from evomerge.scoring import Report, TaskScore
-from evomerge.space import Coordinate, Genome
 
 EXPERIMENT, JOURNAL, DOCUMENTS, TABLES = "experiment.yaml", "journal.log", "documents", "thresholds"
-ANSWERS = "answers"
+ANSWERS, DELTAS = "answers", "deltas"
 DATABASE, STORAGE_NAME = "journal.db", "storage_name"
 _FILE, _OWN, _SQLITE = "journal", "sqlite", "sqlite:///"  # kinds of `storage`
 _NAME = "evomerge"  # of the Optuna study in a log that is in the study's folder
@@ -60,6 +62,9 @@ _OPENED = "cannot be opened: {}; check `storage`, and that the database runs and
 _STUDIES = table("studies", column("study_id"), column("study_name"))
 _TRIALS = table("trials", column("trial_id"), column("study_id"), column("state"))
 _ATTRIBUTES = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
+
+
+Role = Literal["search", "select", "final", "elite", "trained", "parent", "control"]
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,17 @@ class Trial:
         elapsed: seconds that the study had been running for, all sessions together.
         reason: why it failed.
         role: `search`: asked for by the sampler, on the documents of its generation. `select`: compared with the
-            incumbent, on documents that no search trial sees. `final`: the winner, on all documents.
+            incumbent, on documents that no search trial sees. `final`: the winner, on all documents. The other
+            roles are of the second phase, all on all documents: `elite`, one of the best of the search; `trained`,
+            the same after the training operators; `parent`; `control`, the best parent after the same training.
         blocks: its value on each block of documents, one behind the other; () where all were scored at once.
         whole: whether it was scored on all search documents, so that its value compares with any other's.
         incumbent: whether it was the best known from then on, of those compared.
         known: how many trials were in the log when its generation was asked for.
         gradient: coordinate -> derivative of the value; None where it was not asked for.
         course: a hash of the sampler and of how it was given documents.
+        of: what a parent or a control is made of: the name of an expert, or `base`.
+        left: training operator -> its record of what it did and took.
     """
 
     number: int
@@ -101,13 +110,20 @@ class Trial:
     elapsed: float = 0.0
     weights_sha256: str | None = None
     reason: str | None = None
-    role: Literal["search", "select", "final"] = "search"
+    role: Role = "search"
     blocks: tuple[float, ...] = ()
     whole: bool = True
     incumbent: bool = False
     known: int = 0
     gradient: dict[str, float] | None = None
     course: str = ""
+    of: str = ""
+    left: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def searched(self) -> bool:
+        """Whether it is of the search itself, not of the second phase."""
+        return self.role in ("search", "select", "final")
 
     @property
     def mean(self) -> float | None:
@@ -116,9 +132,9 @@ class Trial:
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials whose values compare, the best first: the incumbents, where any were chosen; else those scored on all
-    documents; else all. Failed ones are left out."""
-    finished = [trial for trial in trials if trial.value is not None]
+    """Trials of the search whose values compare, the best first: the incumbents, where any were chosen; else those
+    scored on all documents; else all. Failed ones are left out."""
+    finished = [trial for trial in trials if trial.value is not None and trial.searched]
     if incumbents := [trial for trial in finished if trial.incumbent]:
         return incumbents[::-1]
     whole = [trial for trial in finished if trial.whole]
@@ -126,12 +142,20 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def best(trials: Sequence[Trial]) -> Trial | None:
-    """The last incumbent; where none was chosen, the trial of highest value, the earliest of equals.
+    """The best of those trained, where there are any; else the best of the search.
 
-    Of trials scored on some documents only, none is chosen where there are others: luck in its documents would
-    choose it. None if all failed.
+    That is the last incumbent; where none was chosen, the trial of highest value, the earliest of equals. Of trials
+    scored on some documents only, none is chosen where there are others: luck in its documents would choose it.
+    None if all failed.
     """
-    return next(iter(ranked(trials)), None)
+    trained = [trial for trial in trials if trial.role == "trained" and trial.value is not None]
+    return max(trained, key=lambda trial: trial.value or 0.0) if trained else next(iter(ranked(trials)), None)
+
+
+def elites(trials: Sequence[Trial], top: float, least: int) -> list[Trial]:
+    """The best of the search, each recipe once: a share of those whose values compare, and at least so many."""
+    pool = list({trial.recipe: trial for trial in reversed(ranked(trials))}.values())[::-1]
+    return pool[: max(math.ceil(top * len(pool)), least)]
 
 
 # --- the log -----------------------------------------------------------------------------------------------
@@ -175,7 +199,7 @@ class Journal:
         frozen = optuna.create_trial(
             state=TrialState.FAIL if trial.value is None else TrialState.COMPLETE,
             params=trial.genome,
-            distributions=self._distributions,
+            distributions={name: self._distributions[name] for name in trial.genome},
             values=values,
             user_attrs=asdict(trial),
         )

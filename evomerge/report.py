@@ -12,17 +12,27 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from evomerge import advice, pareto, plugins, records
+from evomerge import advice, elites, pareto, plugins, records
 from evomerge.certify import Certificate, p_text, truncation_warnings
 from evomerge.config import Budget
 from evomerge.records import Trial
 from evomerge.study import Plan
 
 PHASES = ("merge", "operators", "scoring")
+_ROLES = {
+    "search": "",
+    "select": " against the best",
+    "final": " on all documents",
+    "elite": " before training",
+    "trained": " after training",
+    "parent": " parent {}",
+    "control": " parent {} after training",
+}
 
 
 # --- a running study ---------------------------------------------------------------------------------------
@@ -78,8 +88,9 @@ class LiveView:
 
     def _line(self, trial: Trial) -> str:
         total = f"/{self._budget.candidates}" if self._budget.candidates else ""
-        role = {"search": "", "select": " against the best", "final": " on all documents"}[trial.role]
-        head = f"[generation {trial.generation}] candidate {trial.number + 1}{total}{role}"
+        role = _ROLES[trial.role].format(trial.of)
+        counted = f"candidate {trial.number + 1}{total}" if trial.searched else "second phase:"
+        head = f"[generation {trial.generation}] {counted}{role}"
         if trial.value is None:
             return f"{head} failed: {trial.reason}"
         best = records.best(self._trials)
@@ -98,7 +109,7 @@ class LiveView:
     def _render(self) -> RenderableType:
         if self._start is None:
             return Text("")
-        done, total = len(self._trials), self._budget.candidates
+        done, total = sum(trial.searched for trial in self._trials), self._budget.candidates
         grid = Table.grid(padding=(0, 2))
         grid.add_row("generation", f"{self._generation[0]}  ({self._generation[1]} candidates)")
         failed = sum(trial.value is None for trial in self._trials)
@@ -166,13 +177,14 @@ def front_table(front: Sequence[Trial], top: int, knee: int) -> Table:
 def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, Any]:
     """What `status` tells of a study, as plain values."""
     best = records.best(trials)
+    every, trials = trials, [trial for trial in trials if trial.searched]
     finished = [trial for trial in trials if trial.value is not None]
     spent = [trial.seconds for trial in trials if trial.seconds]
     budget: Budget = experiment.budget
     several = experiment.fitness.objective == "pareto"
     advised = advice.after(
         trials,
-        advice.coordinates_of(experiment.space, trials),
+        advice.coordinates_of(experiment.space, experiment.operators, trials),
         ended=_spent(trials, budget),
         pareto=several,
         fresh=plugins.load("samplers", experiment.sampler.name).FRESH,
@@ -191,6 +203,7 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
         },
         "elapsed": max((trial.elapsed for trial in trials), default=0.0),
         "best": None if best is None else trial_json(best),
+        **({"trained": rows} if (rows := training_rows(every, elites.best_parent(every))) else {}),
         "warnings": [*([] if best is None else _warnings(best, finished, Path(folder))), *advised],
         **(_front(trials) if several and finished else {}),
     }
@@ -257,6 +270,108 @@ def summary_table(found: dict[str, Any]) -> Table:
     for warning in found["warnings"]:
         table.add_row("warning", warning, style="yellow")
     return table
+
+
+def training_rows(trials: Sequence[Trial], parent: Trial | None) -> list[dict[str, Any]]:
+    """What the second phase came to, as plain values: the best parent, the control, and the elites, each before and
+    after training; the best trained first."""
+    ready = {(t.role, t.recipe): t for t in trials if not t.searched}
+    after = [t for t in trials if t.role in ("trained", "control")]
+    before = {str(t.genome): t for t in ready.values() if t.role == "elite"}
+    rows = []
+    for trial in after:
+        control = trial.role == "control"
+        untrained = parent if control else before.get(str(trial.genome))
+        rows.append(
+            {
+                "name": f"control: {trial.of}" if control else f"trial {trial.number}",
+                "before": None if untrained is None else untrained.value,
+                "after": trial.value,
+                "steps": sum(one["steps"] for one in trial.left.values()),
+                "tokens": sum(one["tokens"] for one in trial.left.values()),
+                "seconds": sum(one["seconds"] for one in trial.left.values()),
+                "reason": trial.reason,
+            }
+        )
+    return sorted(rows, key=lambda row: -math.inf if row["after"] is None else -row["after"])
+
+
+def training_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of `training_rows`."""
+    table = Table(title="trained, on all search documents", title_justify="left")
+    table.add_column("model")
+    for column in ("before", "after", "steps", "tokens", "seconds"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        before, after = ("" if row[key] is None else f"{row[key]:.4f}" for key in ("before", "after"))
+        spent = [f"{row['steps']}", f"{row['tokens']:,}", f"{row['seconds']:.1f}"]
+        table.add_row(row["name"], before, after or f"failed: {row['reason']}", *spent)
+    return table
+
+
+class TrainingBar:
+    """Shows the steps of a training as they are done."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=steps, loss="", visible=False)
+
+    def __enter__(self) -> TrainingBar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def step(self, number: int, measured: Mapping[str, float]) -> None:
+        """A step is done."""
+        self._progress.update(self._task, completed=number, loss=f"{measured['loss']:.4f}", visible=True)
+
+
+def extension_table(found: Mapping[str, Any]) -> Table:
+    """What `single.extend` measured."""
+    table = Table(title="log-loss in nats per token", title_justify="left")
+    for column in ("", f"inside {found['old_length']:,} tokens", f"beyond, to {found['new_length']:,}"):
+        table.add_column(column, justify="right")
+    for name in ("before", "after"):
+        cells = ["" if value is None else f"{value:.4f}" for value in found[name].values()]
+        table.add_row(name, *cells)
+    return table
+
+
+def distillation_table(found: Mapping[str, Any]) -> Table:
+    """What `single.distill` came to, with the curve of its loss."""
+    table = Table.grid(padding=(0, 2))
+    if found["steps"]:
+        table.add_row("loss before", f"{found['before']:.4f}")
+        table.add_row("loss after", f"{found['after']:.4f}")
+        table.add_row("by step", _curve([loss for _, loss in found["loss"]]))
+    table.add_row("steps", f"{found['steps']}, {found['tokens']:,} tokens, {found['seconds']:.1f} s")
+    return table
+
+
+_LEVELS = "▁▂▃▄▅▆▇█"
+
+
+def _curve(values: Sequence[float], width: int = 60) -> str:
+    """Values as a line of blocks, its highest and lowest beside it."""
+    count = min(len(values), width)
+    parts = [values[at * len(values) // count : (at + 1) * len(values) // count] for at in range(count)]
+    means = [statistics.fmean(part) for part in parts]
+    low, high = min(means), max(means)
+    blocks = [_LEVELS[round((one - low) / ((high - low) or 1.0) * (len(_LEVELS) - 1))] for one in means]
+    return f"{''.join(blocks)}  {high:.4f} to {low:.4f}"
 
 
 def scores_table(tasks: dict[str, float], climbed: dict[str, float]) -> Table:

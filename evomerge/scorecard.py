@@ -14,7 +14,7 @@ from evomerge.fitness import Entry, Fitness, measure
 from evomerge.inputs import Inputs
 from evomerge.loading import load_model, load_tokenizer, quiet
 from evomerge.recipe import Source, parse_source
-from evomerge.study import Plan
+from evomerge.study import Plan, refuse_overlap
 
 
 def score_model(
@@ -108,7 +108,7 @@ def check_tasks(plan: Plan) -> tuple[dict[str, int], str | None]:
     folder = checkpoints.locate(plan.survey.base, "base")
     model = load_model(folder, plan.survey.dtype, "cpu")
     tokenizer = load_tokenizer(folder)
-    scorer = open_scorer(model, tokenizer, fitness, (*fitness.search, *fitness.holdout))
+    scorer = open_scorer(model, tokenizer, fitness, (*fitness.search, *fitness.holdout), plan.longest)
     assert scorer is not None
     searched = {
         digest
@@ -124,4 +124,5 @@ def check_tasks(plan: Plan) -> tuple[dict[str, int], str | None]:
                 faults.append(f"holdout: {shared} documents of {task} are search documents as well")
     if faults:
         raise ConfigError("fitness", faults)
+    refuse_overlap(plan)
     return dict(scorer.documents), scorer.note

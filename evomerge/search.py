@@ -17,9 +17,9 @@ import numpy as np
 
 from evomerge import plugins, racing
 from evomerge.errors import StudyError
+from evomerge.genes import Coordinate, Genome, initial
 from evomerge.racing import Chosen, Documents, Entry, Fidelity, Pace
 from evomerge.samplers import Generation, Problem, Result, Sampler
-from evomerge.space import Coordinate, Genome, initial
 
 Role = Literal["search", "select", "final"]
 BACKWARD = 3  # what a document costs where its gradient is wanted: the pass back counts as two forward
@@ -220,9 +220,9 @@ class Search:
 
     @property
     def _reserve(self) -> int:
-        """Documents that the end takes: the last look, and the winner's score."""
+        """Documents that the end takes: the last looks, and the winner's score."""
         rest = self._searched if self._fidelity.final else 0
-        return rest + self._documents.selecting if self._documents.batch else 0
+        return rest + 2 * self._documents.selecting if self._documents.batch else 0
 
     @property
     def _searched(self) -> int:
@@ -365,14 +365,17 @@ class Search:
         due = self._since_look >= racing.LOOK_AFTER * self._documents.selecting
         return due or any(line.generation == number and line.role == "select" for line in self._host.log())
 
-    def _look(self, number: int) -> None:
-        """Compares what the search holds to be best with the incumbent, on the documents kept apart."""
+    def _look(self, number: int, genome: Genome | None = None) -> None:
+        """Compares a genome with the incumbent, on the documents kept apart.
+
+        genome: by default what the search holds to be best.
+        """
         self._since_look = 0
         logged = [line for line in self._host.log() if line.generation == number and line.role == "select"]
         if logged:
             self._judge(logged[-1])
             return
-        genome = self._sampler.recommend() or _best(self._last)
+        genome = genome or self._sampler.recommend() or _best(self._last)
         if genome is None or (self._incumbent is not None and genome == self._incumbent.genome):
             return
         self._refuse_gap(number)
@@ -422,6 +425,10 @@ class Search:
             return
         if self._documents.selecting:
             self._look(number)
+            # A search that begins elsewhere may end below a point that was known before it, a lone expert say.
+            known = [line for line in self._host.log() if line.generation == 0 and line.role == "search"]
+            if (best := _best(known)) is not None:
+                self._look(number + 1, best)
             genome = None if self._incumbent is None else self._incumbent.genome
         else:
             genome = self._sampler.recommend() or _best(self._last)

@@ -20,26 +20,22 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from evomerge import candidate, config, plugins, racing, records, warm
+from evomerge import candidate, config, elites, plugins, racing, records, warm
 from evomerge.candidate import Score, Setup, Survey
 from evomerge.config import Experiment
+from evomerge.elites import Member
 from evomerge.errors import CheckpointError, ConfigError, EvomergeError, StudyError
 from evomerge.fitness import document_scores
-from evomerge.recipe import Recipe, faults_of, pattern_faults
+from evomerge.genes import Coordinate, Genome, initial
+from evomerge.mutation import Operator
+from evomerge.recipe import OperatorStep, Recipe, faults_of, pattern_faults
 from evomerge.records import Journal, Trial
 from evomerge.samplers import Problem
+from evomerge.scoring import document_texts
 from evomerge.search import Answer, Evaluated, Search, Task
-from evomerge.space import (
-    Coordinate,
-    Frame,
-    Genome,
-    coordinates,
-    decode,
-    initial,
-    known_points,
-    pull_back,
-    representatives,
-)
+from evomerge.space import Frame, coordinates, decode, known_points, pull_back, representatives
+from evomerge.training import overlap
+from evomerge.training.corpus import documents
 from evomerge.workers import Job, Outcome, Pool, open_pool
 
 SMALL_ENOUGH_TO_HASH = 2 << 30  # bytes of a model up to which every candidate's weights are hashed
@@ -74,7 +70,19 @@ class Plan:
             hash_weights=self.model_bytes <= SMALL_ENOUGH_TO_HASH,
             vocabulary=self.experiment.vocabulary,
             answers=str(self.folder / records.ANSWERS),
+            deltas=str(self.folder / records.DELTAS),
+            max_length=self.longest,
         )
+
+    @property
+    def training(self) -> list[Operator]:
+        """The operators of the second phase."""
+        return [operator for operator in self.experiment.operators if operator.training]
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest text that some candidate is meant for; None if that is the base's own length."""
+        return candidate.longest_text(self.survey.base, _extremes(self.experiment))
 
 
 def plan(experiment: Experiment, progress: candidate.Progress = lambda text: None) -> Plan:
@@ -94,7 +102,7 @@ def plan(experiment: Experiment, progress: candidate.Progress = lambda text: Non
         layers=survey.layers,
         dtype=survey.dtype,
         seed=experiment.seed,
-        operators=experiment.operators,
+        operators=tuple(operator for operator in experiment.operators if not operator.training),
         vocabulary=experiment.vocabulary,
     )
     points = coordinates(experiment.space, frame)
@@ -104,6 +112,7 @@ def plan(experiment: Experiment, progress: candidate.Progress = lambda text: Non
         raise ConfigError("space", faults_of(error)) from error
     if faults := pattern_faults(recipe, survey.names):
         raise ConfigError("space", faults)
+    candidate.check_operators(survey.base, survey.experts, _extremes(experiment))
     # With the hashes of the weights, so that a study notices if they change; and with the starts themselves, which
     # earlier studies may lose.
     starts = warm.resolve(points, experiment.starts, earlier)
@@ -166,6 +175,27 @@ def reopen(folder: Path, candidates: int | None = None, documents: int | None = 
     return experiment.model_copy(update={"budget": budget})
 
 
+def refuse_overlap(plan: Plan) -> None:
+    """Checks that nothing is trained on that candidates are scored by, in the search or on the hold-out.
+
+    Raises:
+        ConfigError: a training text holds a task's document; or a task, or a text, cannot be read.
+    """
+    if not plan.training:
+        return
+    fitness = plan.experiment.fitness
+    include = Path(fitness.include) if fitness.include else None
+    reserved = document_texts(fitness.specs((*fitness.search, *fitness.holdout)), include)
+    faults = []
+    for operator in plan.training:
+        options = operator.module.Options.model_validate(operator.options)
+        for name, corpus in operator.module.corpora(options).items():
+            shared = overlap.shared(documents(Path(corpus.path)), reserved)
+            faults += [f"{operator.name}.data.{name}: {line}" for line in shared]
+    if faults:
+        raise ConfigError("operators", faults)
+
+
 class Observer(Protocol):
     """Is told of a study's progress."""
 
@@ -192,6 +222,7 @@ def search(plan: Plan, observer: Observer, progress: candidate.Progress = lambda
             plan.setup(), representatives(plan.experiment.space, plan.frame), plan.survey.names, progress
         )
         _starts(plan, progress)  # measures what there is to measure: later it is found on disk
+        refuse_overlap(plan)
         progress("starting workers")
         pool = open_pool(plan.experiment.workers, plan.setup())
         if pool.note:
@@ -235,7 +266,7 @@ def recipe_of(plan: Plan, trial: Trial) -> Recipe:
     Raises:
         CheckpointError: it is no longer the recipe that was scored.
     """
-    recipe = decode(plan.experiment.space, plan.frame, trial.genome)
+    recipe = elites.recipe(plan.experiment.space, plan.frame, plan.training, trial)
     if recipe.sha256 != trial.recipe:
         raise CheckpointError(
             f"{plan.folder}: trial {trial.number} cannot be rebuilt: its recipe was {trial.recipe[:12]} and is now "
@@ -271,7 +302,7 @@ class Study:
         objectives = [entry.task for entry in self._entries] if experiment.fitness.objective == "pareto" else []
         self._journal = Journal(plan.folder, plan.coordinates, objectives)
         self.trials: list[Trial] = self._journal.trials()
-        self._lines = [self._checked(trial) for trial in self.trials]
+        self._lines = [line for trial in self.trials if (line := self._checked(trial)) is not None]
         # A failed recipe is tried again: its failure may have been the machine's.
         self._scored = {trial.recipe for trial in self.trials if trial.value is not None and trial.whole}
         self._costs: dict[str, _Cost] = {}  # of recipes that are not in the log yet
@@ -308,6 +339,8 @@ class Study:
             self._search.run_async()
         else:
             self._search.run()
+        if self._plan.training and records.best(self.trials) is not None:
+            self._train()
 
     # --- what a search asks of its host ---
 
@@ -320,7 +353,7 @@ class Study:
         budget = self._plan.experiment.budget
         room = wanted
         if budget.candidates is not None:
-            room = min(room, budget.candidates - len(self.trials))
+            room = min(room, budget.candidates - len(self._lines))
         if begun:  # the other limits end a search between generations, so that a resumed one ends at the same place
             return max(room, 0)
         if budget.documents is not None and self._spent() + reserve >= budget.documents:
@@ -330,7 +363,7 @@ class Study:
         return max(room, 0)
 
     def _spent(self) -> int:
-        return sum(trial.documents for trial in self.trials)
+        return sum(line.documents for line in self._lines)
 
     def _seconds(self) -> float:
         return self._elapsed + time.monotonic() - self._start
@@ -372,8 +405,10 @@ class Study:
                 yield key, self._answer(asked.pop(key)[0], outcome)
 
     def _known(self, task: Task, recipe: Recipe) -> Outcome | None:
-        """The outcome of a task on all documents, where the recipe was scored before."""
-        if task.documents is not None or task.gradient:
+        """The outcome of a task on all documents, where the recipe was scored before. A trained one is built again:
+        only then its record is known, and what it was trained to is there already."""
+        trained = any(map(candidate.trains, recipe.operators))
+        if task.documents is not None or task.gradient or trained:
             return None
         score = records.read_score(self._plan.folder, recipe.sha256, self._fitness)
         return None if score is None else Outcome(task.key, score)
@@ -409,6 +444,75 @@ class Study:
         self._observer.trial(trial)
         return replace(self._lines[-1], answer=line.answer)
 
+    # --- the second phase ---
+
+    def _train(self) -> None:
+        """Trains the elites and the control, each once, whatever of them the log has already."""
+        operators = self._plan.training
+        self._evaluate_members(elites.untrained(self._plan.frame, operators, self.trials))
+        self._evaluate_members(elites.trained(operators, self.trials))
+
+    def _evaluate_members(self, members: Sequence[Member]) -> None:
+        """Evaluates what of the second phase is not in the log yet, and logs it in its order."""
+        slots = [
+            slot for slot, member in enumerate(members) if not any(member.same(trial) for trial in self.trials)
+        ]
+        if not slots:
+            return
+        generation = 1 + max(line.generation for line in self._lines)
+        self._observer.generation(generation, len(slots))
+        plan = self._plan
+        space, frame = plan.experiment.space, plan.frame
+        recipes = {slot: elites.recipe(space, frame, plan.training, members[slot]) for slot in slots}
+        known = {
+            slot: self._known(Task(slot, members[slot].genome, None), recipe) for slot, recipe in recipes.items()
+        }
+        ready: dict[int, Outcome] = {}
+        waiting = list(slots)
+        for outcome in self._pool.run(known[slot] or Job(slot, recipes[slot]) for slot in slots):
+            if self._stopped.is_set():
+                raise KeyboardInterrupt
+            ready[outcome.key] = outcome
+            if outcome.score is not None and known[outcome.key] is None:
+                records.write_score(plan.folder, recipes[outcome.key].sha256, self._fitness, outcome.score)
+            while waiting and waiting[0] in ready:
+                slot = waiting.pop(0)
+                self._keep_member(members[slot], recipes[slot], generation, slot, ready.pop(slot))
+
+    def _keep_member(self, member: Member, recipe: Recipe, generation: int, slot: int, outcome: Outcome) -> None:
+        score = outcome.score
+        blank = Trial(
+            number=len(self.trials),
+            generation=generation,
+            slot=slot,
+            genome=member.genome,
+            recipe=recipe.sha256,
+            fitness=self._fitness,
+            value=None if score is None else score.measured.value,
+            tasks={},
+            climbed={},
+            seconds={},
+            elapsed=self._seconds(),
+            reason=outcome.reason,
+            role=member.role,
+            of=member.of,
+            course=self._course,
+        )
+        if score is not None:
+            repeated = recipe.sha256 in self._scored
+            whole = sum(len(task.documents) for task in score.report.tasks.values())
+            blank = replace(
+                _scored(blank, score),
+                seconds={} if repeated else score.seconds,
+                tokens=0 if repeated else score.report.tokens,
+                documents=0 if repeated else whole,
+                left=score.left,
+            )
+            self._scored.add(recipe.sha256)
+        self._journal.add(blank)
+        self.trials.append(blank)
+        self._observer.trial(blank)
+
     # --- trials and lines ---
 
     def _trial(self, line: Evaluated) -> Trial:
@@ -439,14 +543,7 @@ class Study:
         )
         if line.reason is not None:
             return replace(blank, documents=0)
-        score: Score = answer.source
-        scored = replace(
-            blank,
-            tasks=score.measured.tasks,
-            climbed=score.measured.climbed,
-            truncated=sum(score.report.truncated.values()),
-            weights_sha256=score.weights_sha256,
-        )
+        scored = _scored(blank, answer.source)
         cost = self._costs.pop(recipe.sha256, _Cost())
         if self._repeats(line, recipe):
             return replace(scored, documents=0)
@@ -459,8 +556,8 @@ class Study:
         here = (line.generation, line.role, recipe.sha256)
         return any((t.generation, t.role, t.recipe) == here and t.value is not None for t in self.trials)
 
-    def _checked(self, trial: Trial) -> Evaluated:
-        """A trial of the log, checked to be of this experiment."""
+    def _checked(self, trial: Trial) -> Evaluated | None:
+        """A trial of the log, checked to be of this experiment, as the search sees it; None of the second phase."""
         recipe_of(self._plan, trial)
         if trial.fitness != self._fitness:
             raise StudyError(
@@ -472,7 +569,7 @@ class Study:
                 f"{self._plan.folder}: trial {trial.number} of the log was searched with another sampler, fidelity "
                 f"or mode than {records.EXPERIMENT} has now; put them back, or start a new study"
             )
-        return self._line(trial)
+        return self._line(trial) if trial.searched else None
 
     def _line(self, trial: Trial) -> Evaluated:
         return Evaluated(
@@ -480,7 +577,7 @@ class Study:
             slot=trial.slot,
             genome=trial.genome,
             value=trial.value,
-            role=trial.role,
+            role=trial.role,  # type: ignore[arg-type]
             objectives=tuple(trial.climbed[e.task] for e in self._entries if e.task in trial.climbed),
             blocks=trial.blocks,
             whole=trial.whole,
@@ -490,6 +587,22 @@ class Study:
             documents=trial.documents,
             reason=trial.reason,
         )
+
+
+def _extremes(experiment: Experiment) -> list[OperatorStep]:
+    """All its operators, with each of their genes at either end."""
+    return [step for operator in experiment.operators for step in operator.extremes()]
+
+
+def _scored(trial: Trial, score: Score) -> Trial:
+    """A trial with what a score says of it."""
+    return replace(
+        trial,
+        tasks=score.measured.tasks,
+        climbed=score.measured.climbed,
+        truncated=sum(score.report.truncated.values()),
+        weights_sha256=score.weights_sha256,
+    )
 
 
 @dataclass

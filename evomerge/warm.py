@@ -14,18 +14,9 @@ import torch
 from evomerge import candidate, kernels, plugins, tensors
 from evomerge.candidate import Progress, Setup
 from evomerge.errors import ConfigError, suggest
+from evomerge.genes import Coordinate, Genome, initial
 from evomerge.methods import TensorInputs
-from evomerge.space import (
-    Coordinate,
-    Frame,
-    Genome,
-    SearchSpace,
-    Wish,
-    decode,
-    initial,
-    nearest_weights,
-    together,
-)
+from evomerge.space import Frame, SearchSpace, Wish, decode, nearest_weights, together
 from evomerge.statistics import Statistics
 from evomerge.tables import KINDS
 

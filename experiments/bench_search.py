@@ -38,10 +38,10 @@ import numpy as np
 from simulator import LANDSCAPES, Simulator
 
 from evomerge import plugins
+from evomerge.genes import Coordinate, Genome, initial
 from evomerge.racing import Fidelity
 from evomerge.samplers import Problem, Result
 from evomerge.search import Evaluated, maximize
-from evomerge.space import Coordinate, Genome, initial
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = 100  # candidates of the plain search that the others are held against

@@ -27,9 +27,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from evomerge.genes import Coordinate, Genome
 from evomerge.racing import Fidelity
 from evomerge.search import Evaluated, maximize
-from evomerge.space import Coordinate, Genome
 
 TRAINING = 1437
 BLOCKS = 17

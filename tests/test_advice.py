@@ -10,8 +10,9 @@ import pytest
 
 from evomerge import advice
 from evomerge.config import Budget, SamplerChoice
+from evomerge.genes import Coordinate
 from evomerge.records import Trial
-from evomerge.space import Coordinate, SearchSpace
+from evomerge.space import SearchSpace
 
 GENES = {"weight": 6, "density": 2, "lambda": 1}
 COORDINATES = [
@@ -168,10 +169,10 @@ def test_a_method_that_makes_no_difference_is_named() -> None:
     )
     weight = {"weight": trials[0].genome["weight.l0"]}
     found = advice.coordinates_of(
-        space, [replace(t, genome={**weight, "method": t.genome["method"]}) for t in trials]
+        space, (), [replace(t, genome={**weight, "method": t.genome["method"]}) for t in trials]
     )
     assert [(c.name, c.choices) for c in found] == [("weight", ()), ("method", ("a", "b", "c"))]
-    assert advice.coordinates_of(space, []) == []
+    assert advice.coordinates_of(space, (), []) == []
 
 
 def test_a_fitness_that_does_not_move_is_told() -> None:

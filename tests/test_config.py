@@ -73,7 +73,7 @@ def test_every_shipped_fitness_loads(name: str, tmp_path: Path) -> None:
         ({"workers": {"count": 0}}, "workers.count"),
         ({"dtype": "int4"}, "dtype"),
         ({"seed": -1}, "seed"),
-        ({"operators": [{"name": "distil"}]}, "operators.distil: unknown operator 'distil'"),
+        ({"operators": ["distil"]}, "operators.0: unknown operator 'distil'"),
         ({"study": None}, "study: is missing"),
     ],
 )

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from evomerge import catalog, cli, plugins
 from evomerge.fitness import Fitness
+from evomerge.mutation import Operator
 from evomerge.space import SearchSpace
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,8 @@ def test_every_command_exists(line: str) -> None:
 
 
 def test_the_yaml_is_valid() -> None:
-    experiment, space, fitness, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
+    experiment, space, fitness, operators, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
+    assert [Operator.model_validate(one).training for one in operators["operators"]] == [False, True]
     assert SearchSpace.model_validate(space)
     del fitness["include"]
     assert Fitness.model_validate(fitness)

@@ -16,9 +16,9 @@ from evomerge import records
 from evomerge.candidate import Score
 from evomerge.errors import StudyError
 from evomerge.fitness import Measured
+from evomerge.genes import Coordinate
 from evomerge.records import JOURNAL, Journal, Trial
 from evomerge.scoring import Report, TaskScore
-from evomerge.space import Coordinate
 
 COORDINATES = [Coordinate("weight.a", 0.0, 1.5, 0.5, log=False)]
 

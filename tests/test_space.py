@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from evomerge import catalog, plugins, space
 from evomerge.errors import ConfigError
+from evomerge.genes import Coordinate
 from evomerge.recipe import Recipe, Source, faults_of
-from evomerge.space import Coordinate, Frame, SearchSpace, Wish
+from evomerge.space import Frame, SearchSpace, Wish
 from evomerge.tensors import MODULES, Place, places
 from tests.test_methods import merge
 

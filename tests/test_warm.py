@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from evomerge import candidate, plugins, space, warm
 from evomerge.candidate import Setup
 from evomerge.errors import ConfigError
+from evomerge.genes import Coordinate
 from evomerge.recipe import Source
-from evomerge.space import Coordinate, Frame, SearchSpace
+from evomerge.space import Frame, SearchSpace
 from evomerge.tensors import places
 
 WEIGHT = {"low": 0.0, "high": 1.5, "per": ["layer", "module", "expert"]}

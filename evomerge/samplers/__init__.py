@@ -24,7 +24,7 @@ from typing import Protocol
 
 import numpy as np
 
-from evomerge.space import Coordinate, Genome
+from evomerge.genes import Coordinate, Genome
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Problem:
 
     Attributes:
         coordinates: of the genome.
-        starts: known points (`space.known_points`), at least one, to be looked at before all others.
+        starts: known points (`space.known_points`), at least one, to be looked at before all others. A search that
+            begins somewhere begins at the first, however others score: measured, the best of them is a lone expert
+            or a sum of all that a short search does not get away from.
         objectives: how many; all are maximized.
     """
 

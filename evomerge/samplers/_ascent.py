@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from evomerge.genes import Coordinate, Genome
 from evomerge.samplers import Generation, Result
 from evomerge.samplers._units import to_units
-from evomerge.space import Coordinate, Genome
 
 _BETAS, _TINY = (0.8, 0.95), 1e-12
 

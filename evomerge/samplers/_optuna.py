@@ -18,9 +18,9 @@ from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from evomerge.genes import Coordinate, Genome
 from evomerge.samplers import Generation, Problem, Result, generator
 from evomerge.samplers._alone import alone
-from evomerge.space import Coordinate, Genome
 
 _SETTLING = 2**32  # the slot of what is drawn when a generation is told
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.space import Coordinate, Genome
+from evomerge.genes import Coordinate, Genome
 
 
 def to_units(coordinates: Sequence[Coordinate], genome: Genome) -> np.ndarray:

@@ -23,10 +23,10 @@ import numpy as np
 from cmaes import CatCMAwM
 from pydantic import Field
 
+from evomerge.genes import Coordinate, Genome
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
 from evomerge.samplers._alone import alone
-from evomerge.space import Coordinate, Genome
 
 FRESH = True
 MANY = False

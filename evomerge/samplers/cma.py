@@ -6,8 +6,8 @@ Nomura, Akimoto and Ono 2023, arXiv 2304.03473, by the package `cmaes`) and mirr
 scored on a few documents of its own. Searches the unit cube that the genes' bounds map to, clipped at its sides; a
 choice takes equal parts of its side.
 
-The first generation is the known points: the weighted mean of their better half is the first mean. With
-`gradient: N` up to N steps of gradient ascent come between, see `gradient`.
+The first generation is the known points; the search begins at the first of them. With `gradient: N` up to N steps
+of gradient ascent come between, see `gradient`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import cmaes
 import numpy as np
 from pydantic import Field
 
+from evomerge.genes import Genome
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
 from evomerge.samplers._alone import alone
 from evomerge.samplers._ascent import Ascent
 from evomerge.samplers._units import to_genome, to_units
-from evomerge.space import Genome
 
 FRESH = True
 MANY = False
@@ -73,9 +73,9 @@ class CmaSampler:
         return Generation([to_genome(self._problem.coordinates, point) for point in points])
 
     def tell(self, number: int, results: Sequence[Result]) -> None:
-        """Chooses the first mean; takes the ascent's step; then adapts mean, step and covariance."""
+        """Begins; takes the ascent's step; then adapts mean, step and covariance."""
         if number == 0:
-            self._begin([result.value for result in results])
+            self._begin()
         elif number in self._asked:
             self._adapt(number, [result.value for result in results])
         elif self._ascent is not None:
@@ -90,11 +90,8 @@ class CmaSampler:
             return self._ascent.best
         return self._mean if self._engine is None else to_genome(self._problem.coordinates, self._engine._mean)
 
-    def _begin(self, values: Sequence[float]) -> None:
-        if self._engine is not None:
-            return  # it has learned without them
-        self._mean = self._recombined(values)
-        if self._options.gradient:
+    def _begin(self) -> None:
+        if self._options.gradient and self._engine is None:  # else it has learned without the known points
             options = self._options
             self._ascent = Ascent(
                 self._problem.coordinates,
@@ -105,18 +102,6 @@ class CmaSampler:
                 pull=0.1,
                 effort=options.effort,
             )
-
-    def _recombined(self, values: Sequence[float]) -> Genome:
-        """The weighted mean of the better half of the known points (Hansen 2016, eq. 6 and 53); the best's choices.
-
-        The best alone is often a lone expert, in a corner of the box, which a short search does not leave again.
-        """
-        order = np.argsort([-value for value in values], kind="stable")[: max(len(values) // 2, 1)]
-        weights = np.log(len(order) + 0.5) - np.log(np.arange(1, len(order) + 1))
-        units = np.array([to_units(self._problem.coordinates, self._problem.starts[int(slot)]) for slot in order])
-        mean = np.average(units, axis=0, weights=weights)
-        chosen = [bool(c.choices) for c in self._problem.coordinates]
-        return to_genome(self._problem.coordinates, np.where(chosen, units[0], mean))
 
     def _open(self) -> cmaes.CMA:
         """An engine at the first mean."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from pydantic import Field
 
+from evomerge.genes import Genome
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result
 from evomerge.samplers._ascent import Ascent
-from evomerge.space import Genome
 
 FRESH = True
 MANY = False
@@ -48,16 +47,15 @@ class GradientSampler:
         return self._ascent.ask(number)
 
     def tell(self, number: int, results: Sequence[Result]) -> None:
-        """Chooses the start; then takes a step."""
+        """Begins; then takes steps."""
         if number > 0:
             assert self._ascent is not None
             self._ascent.tell(number, results)
             return
-        best = self._problem.starts[int(np.argmax([result.value for result in results]))]
-        options = self._options
+        options, starts = self._options, self._problem.starts
         self._ascent = Ascent(
             self._problem.coordinates,
-            best,
+            next((start for start, result in zip(starts, results, strict=True) if not result.failed), starts[0]),
             rate=options.rate,
             steps=None,
             watch=options.watch,

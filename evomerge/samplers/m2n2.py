@@ -33,10 +33,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from evomerge.genes import Coordinate, Genome
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
 from evomerge.samplers._units import to_genome, to_units
-from evomerge.space import Coordinate, Genome
 
 FRESH = False
 MANY = False

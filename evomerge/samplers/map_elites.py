@@ -29,11 +29,11 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
+from evomerge.genes import Genome
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
 from evomerge.samplers._units import to_genome, to_units
 from evomerge.samplers.m2n2 import mix, mutate
-from evomerge.space import Genome
 
 FRESH = False
 MANY = True

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from evomerge.genes import Genome
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
 from evomerge.samplers._alone import alone
 from evomerge.samplers._units import to_genome, to_units
-from evomerge.space import Genome
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that it cannot plot
@@ -61,9 +61,7 @@ class PycmaSampler:
     def __init__(self, problem: Problem, options: Options) -> None:
         self._problem = problem
         self._options = options
-        self._mean = problem.starts[0]
         self._engine: Any = None
-        self._told = False  # whether the engine has learned anything
         self._asked: dict[int, list[np.ndarray]] = {}
 
     def ask(self, number: int) -> Generation:
@@ -78,15 +76,10 @@ class PycmaSampler:
         return Generation([to_genome(self._problem.coordinates, unit) for unit in self._asked[number]])
 
     def tell(self, number: int, results: Sequence[Result]) -> None:
-        """Chooses the first mean; then adapts mean, step and covariance."""
-        values = [result.value for result in results]
+        """Adapts mean, step and covariance; of the known points nothing is learned."""
         if number == 0:
-            if not self._told:  # an engine that was asked before it knew where to start begins anew
-                self._mean, self._engine = self._problem.starts[int(np.argmax(values))], None
             return
-        if self._engine is None:
-            self._engine = self._open()
-        self._told = True
+        values = [result.value for result in results]
         with alone():
             self._engine._flgtelldone = False  # generations may be told one after the other
             self._engine.tell(self._asked.pop(number), [-value for value in values])
@@ -94,13 +87,13 @@ class PycmaSampler:
     def recommend(self) -> Genome | None:
         """The distribution's mean, which noise misleads less than it does the best candidate."""
         return (
-            self._mean
+            self._problem.starts[0]
             if self._engine is None
             else to_genome(self._problem.coordinates, self._engine.result.xfavorite)
         )
 
     def _open(self) -> Any:
-        units = to_units(self._problem.coordinates, self._mean).tolist()
+        units = to_units(self._problem.coordinates, self._problem.starts[0]).tolist()
         units += [0.5] * (len(units) == 1)  # pycma wants two dimensions; this one decodes to nothing
         options = {
             "bounds": [0.0, 1.0],

@@ -15,9 +15,9 @@ import numpy as np
 from pydantic import Field
 from scipy.stats import qmc
 
+from evomerge.genes import Genome
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
-from evomerge.space import Genome
 
 FRESH = False
 MANY = True

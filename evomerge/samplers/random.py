@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from evomerge.genes import Genome
 from evomerge.recipe import Strict
 from evomerge.samplers import Generation, Problem, Result, generator
 from evomerge.samplers._units import to_genome
-from evomerge.space import Genome
 
 FRESH = False
 MANY = True

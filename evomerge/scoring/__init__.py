@@ -8,6 +8,6 @@ outlives a call.
 """
 
 from evomerge.scoring.scorer import Report, Scorer
-from evomerge.scoring.tasks import TaskScore, TaskSpec
+from evomerge.scoring.tasks import TaskScore, TaskSpec, document_texts
 
-__all__ = ["Report", "Scorer", "TaskScore", "TaskSpec"]
+__all__ = ["Report", "Scorer", "TaskScore", "TaskSpec", "document_texts"]

@@ -58,12 +58,15 @@ class Encoder(HFLM):  # type: ignore[misc]
     """lm-eval's Hugging Face model, of which only the tokenization and the chat template are used.
 
     The tokenizer is copied: lm-eval may give it a padding token.
+
+    longest: tokens of the longest row; None takes what the model's configuration says.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, longest: int | None = None) -> None:
         self._known: dict[tuple[str, bool | None], list[int]] = {}
         self._asked: list[tuple[list[int], list[int]]] = []
-        super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal")
+        copied = copy.deepcopy(tokenizer)
+        super().__init__(pretrained=model, tokenizer=copied, backend="causal", max_length=longest)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """As lm-eval's; the latest strings are remembered, because the choices of a document share a context."""

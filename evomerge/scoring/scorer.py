@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from torch import nn
+
 from evomerge.errors import CandidateError, ConfigError, EvomergeError
 from evomerge.scoring.answers import Answers
 from evomerge.scoring.ascent import Ascent, Attempt, Backward
@@ -70,16 +72,21 @@ class Scorer:
     include: folder of local task YAML files.
     apply_chat_template: wrap prompts in the tokenizer's chat template, few-shot examples as turns.
     batch_tokens: tokens per batch, padding included; None chooses by device. Halved when memory runs out.
+    max_length: tokens of the longest prompt with its answer; None takes what the model's configuration says. Give
+        more where something extends the model's context between calls. What is longer is cut from the left, as
+        lm-eval does.
 
     documents: task -> number of its documents; ids count from 0. A group's tasks appear by their own names.
     expanded: the task, group or tag of each spec -> the tasks it stands for.
     shared: whether rows that begin alike are forwarded together; False where the model cannot be told which token
         sees which, and each row is forwarded by itself.
     full_forward: whether whole logits must be computed, because this model's cannot be had from its hidden states.
-    note: what to tell people about that; None where there is nothing to tell.
+    cut: task -> how many of its documents lose the left end of some prompt to the maximum length.
+    note: what to tell people about all that, a line each; None where there is nothing to tell.
 
     Raises:
-        ConfigError: a task is unknown, named twice, cannot be built, or is of a kind that is not scored.
+        ConfigError: a task is unknown, named twice, cannot be built, or is of a kind that is not scored; or the
+            model has no more positions than its configuration says, and more are asked for.
     """
 
     def __init__(
@@ -91,14 +98,17 @@ class Scorer:
         include: Path | None = None,
         apply_chat_template: bool = False,
         batch_tokens: int | None = None,
+        max_length: int | None = None,
     ) -> None:
         if not specs:
             raise ConfigError("fitness", ["it names no task"])
+        if max_length is not None:
+            _check_length(model, max_length)
         if apply_chat_template and not getattr(tokenizer, "chat_template", None):
             raise ConfigError("fitness", ["apply_chat_template: this tokenizer has no chat template"])
         self._model = model
         with quiet():
-            encoder = Encoder(model, tokenizer)
+            encoder = Encoder(model, tokenizer, max_length)
             template = encoder.apply_chat_template if apply_chat_template else None
             self.expanded, self._tasks = build_tasks(specs, include, template)
             self._index(encoder)
@@ -106,7 +116,10 @@ class Scorer:
             self._engine = Engine(model, encoder, self._likelihoods, self._generations, batch_tokens)
         self.documents = {name: len(built.documents) for name, built in self._tasks.items()}
         self.shared, self.full_forward = self._engine.shared, self._engine.full_forward
-        self.note = None if self.shared else f"{type(model).__name__}: {_WHOLE if self.full_forward else _ALONE}"
+        self.max_length: int = encoder.max_length
+        self.cut = {name: self._count_cut(slots) for name, slots in self._slots.items()}
+        slow = () if self.shared else (f"{type(model).__name__}: {_WHOLE if self.full_forward else _ALONE}",)
+        self.note = "\n".join((*slow, *self._cut_lines())) or None
         self._ascent = Ascent(
             model,
             self._tasks,
@@ -190,9 +203,7 @@ class Scorer:
             tokens=answered.tokens,
             padding=answered.padding,
             truncated=truncated,
-            cut_prompts={
-                name: sum(any(self._is_cut(slot) for slot in one) for one in slots[name]) for name in slots
-            },
+            cut_prompts={name: self._count_cut(slots[name]) for name in slots},
         )
 
     def backward(
@@ -241,9 +252,38 @@ class Scorer:
             asked[slot.kind == "generation"] += slot.numbers
         return self._engine.answer(asked[False], asked[True], answers)
 
+    def _count_cut(self, documents: Sequence[Sequence[_Slot]]) -> int:
+        return sum(any(self._is_cut(slot) for slot in one) for one in documents)
+
+    def _cut_lines(self) -> list[str]:
+        """That prompts are cut, in one line: a score on what is left of them looks like any other."""
+        found = [f"{name} ({count} of {self.documents[name]})" for name, count in self.cut.items() if count]
+        if not found:
+            return []
+        what = f"prompts are cut from the left to {self.max_length} tokens, the model's maximum length"
+        cure = "shorten the prompts, or extend the model's context and raise max_length with it"
+        return [f"{what}: documents of {', '.join(found)}; {cure}"]
+
     def _is_cut(self, slot: _Slot) -> bool:
         requests = self._generations if slot.kind == "generation" else self._likelihoods
         return any(requests[number].cut for number in slot.numbers)
+
+
+def _check_length(model: Any, max_length: int) -> None:
+    """Refuses positions that a table of the model does not have: they would be an index out of range later.
+
+    Raises:
+        ConfigError: the length is below 2, or beyond the table.
+    """
+    if max_length < 2:
+        raise ConfigError("max_length", [f"is {max_length}; give 2 or more"])
+    reach = getattr(model.config, "max_position_embeddings", max_length)
+    words = model.get_input_embeddings()
+    tables = (one for one in model.modules() if isinstance(one, nn.Embedding) and one is not words)
+    # OPT's table has two rows more.
+    if max_length > reach and any(0 <= one.num_embeddings - reach <= 2 for one in tables):
+        fault = f"is {max_length}, but {type(model).__name__} has learned {reach} positions and cannot read further"
+        raise ConfigError("max_length", [fault])
 
 
 def _likelihood_numbers(slots: Sequence[_Slot]) -> list[int]:

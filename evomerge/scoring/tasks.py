@@ -22,7 +22,7 @@ from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from evomerge.errors import ConfigError, EvomergeError
-from evomerge.scoring.quiet import FEWSHOT_SEED, building, seeded
+from evomerge.scoring.quiet import FEWSHOT_SEED, building, quiet, seeded
 
 _NAMED = re.compile(r"""^(?:task|group|tag): *["']?([\w.+-]+)""", re.MULTILINE)
 
@@ -302,12 +302,38 @@ def _remembered(render: Callable[..., Any], known: set[int]) -> Callable[..., An
 
 def _digest(task: Task, record: Any) -> str:
     """The sha256 of a document's own question and answers, without few-shot examples and chat template."""
-    text = task.doc_to_text(record)
     has_choices = task.get_config("doc_to_choice") is not None
     answers = sorted(map(str, task.doc_to_choice(record))) if has_choices else [str(task.doc_to_target(record))]
+    return hashlib.sha256(json.dumps([_question(task, record), *answers]).encode()).hexdigest()
+
+
+def _question(task: Task, record: Any) -> str:
+    """A document's own question, without few-shot examples and chat template."""
+    text = task.doc_to_text(record)
     # Where the choices are contexts, the text is the right one's number, and the target follows all of them.
-    question = str(task.doc_to_target(record) if isinstance(text, int) else text)
-    return hashlib.sha256(json.dumps([question, *answers]).encode()).hexdigest()
+    return str(task.doc_to_target(record) if isinstance(text, int) else text)
+
+
+def document_texts(specs: Sequence[TaskSpec], include: Path | None) -> dict[str, list[str]]:
+    """Task -> the text of each document, by which it is known in other texts: its question, and where that is short
+    the right answers behind it.
+
+    Raises:
+        ConfigError: as `build_tasks`.
+    """
+    with quiet():
+        _, built = build_tasks(specs, include, None)
+    found = {}
+    for name, one in built.items():
+        rows = [(_question(one.task, document.record), document.record) for document in one.documents]
+        found[name] = [
+            question if len(question) >= _TELLING else " ".join([question, *_answers(one.task, record)])
+            for question, record in rows
+        ]
+    return found
+
+
+_TELLING = 8  # characters of a question by which a document is known
 
 
 def one_line(error: BaseException) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evomerge.genes import Coordinate, Genome
 from evomerge.samplers import Problem, Result, catcma
-from evomerge.space import Coordinate, Genome
 
 METHODS = ("linear", "ties", "dare_ties", "della")
 CHOICES = [Coordinate(f"method.{part}", 0.0, 1.0, "linear", False, METHODS[: 4 - i]) for i, part in enumerate("ab")]

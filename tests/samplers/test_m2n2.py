@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evomerge.genes import Coordinate, Genome
 from evomerge.samplers import Problem, Result, m2n2
-from evomerge.space import Coordinate, Genome
 
 LAYERS = [Coordinate(f"weight.l{layer}.maths", 0.0, 1.0, 0.5, log=False) for layer in range(6)]
 LONE = [Coordinate("x", 0.0, 1.0, 0.5, log=False)]

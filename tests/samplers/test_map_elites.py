@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evomerge.genes import Coordinate, Genome
 from evomerge.samplers import Problem, Result, map_elites
-from evomerge.space import Coordinate, Genome
 
 SQUARE = [Coordinate(name, 0.0, 1.0, 0.5, log=False) for name in ("x", "y")]
 START: Genome = {"x": 0.5, "y": 0.5}

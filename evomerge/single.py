@@ -1,0 +1,172 @@
+"""Operators on one model, without a search: `evomerge extend` and `evomerge distill`.
+
+The model is a merge of itself alone, with the operator after it, so that what comes out has a recipe, is checked
+like any export, and is built again from it by `evomerge merge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from evomerge import candidate, checkpoints, export, long_context, plugins
+from evomerge.candidate import Progress, Survey
+from evomerge.errors import ConfigError
+from evomerge.loading import load_model, load_tokenizer, quiet
+from evomerge.mutation import Operator, located
+from evomerge.operators import Watch, unwatched
+from evomerge.recipe import OperatorStep, Recipe, Source, faults_of, parse_source, relocate
+
+STUDENT = "student"
+_ROWS = 4  # texts that a loss is measured on
+_MOST = 4096  # tokens of each
+
+
+def extend(
+    model: str, out: Path, options: Mapping[str, Any], progress: Progress, text: str = "python", dtype: str = "auto"
+) -> dict[str, Any]:
+    """Extends a model's context into a new folder, and measures it before and after.
+
+    Args:
+        model: a folder, or a Hub id with optional @revision.
+        options: of `operators.context_extension`.
+        text: to measure on, see `long_context`.
+
+    Returns:
+        plain values: the operator's options, the lengths in tokens, and the mean log-loss in nats per token before
+        and after, `inside` the old length and `beyond` it (None where the text or the new length ends before).
+
+    Raises:
+        EvomergeError: the model or the options do not do, or `out` cannot be written.
+    """
+    quiet()
+    source = _source(model)
+    survey = candidate.survey(source, {"model": source}, dtype, progress)
+    step = _step(Operator(name="context_extension", options=_validated("context_extension", options)), Path.cwd())
+    recipe = _recipe(survey, {"model": 1.0}, step, seed=0)
+    candidate.check_operators(survey.base, survey.experts, recipe.operators)
+    export.build(recipe, survey, out, progress)
+    progress("measuring")
+    folder = checkpoints.locate(survey.base, "base")
+    old, new = (_length(load_model(path, survey.dtype, "cpu")) for path in (folder, out))
+    losses = {
+        name: _losses(path, survey.dtype, text, old, new) for name, path in (("before", folder), ("after", out))
+    }
+    return {"model": model, "options": step.options, "old_length": old, "new_length": new, **losses}
+
+
+def distill(
+    model: str,
+    out: Path,
+    teachers: Mapping[str, str],
+    options: Mapping[str, Any],
+    progress: Progress,
+    watch: Watch = unwatched,
+    *,
+    seed: int = 0,
+    dtype: str = "auto",
+) -> dict[str, Any]:
+    """Trains a model on what others answer, into a new folder.
+
+    Args:
+        model: a folder, or a Hub id with optional @revision.
+        teachers: name -> such a model, of the same shapes and vocabulary. `options` may also name `student`, the
+            model as it is.
+        options: of `operators.distillation`; paths are relative to the working directory.
+        watch: is told of each step.
+
+    Returns:
+        plain values: the operator's options and its record: `before` and `after` are losses on texts that it is
+        trained on, `loss` is that of each step.
+
+    Raises:
+        EvomergeError: a model, a file or an option does not do, or `out` cannot be written.
+    """
+    quiet()
+    if STUDENT in teachers:
+        raise ConfigError("--teacher", [f"{STUDENT} is the model itself; name the teacher otherwise"])
+    experts = {STUDENT: _source(model), **{name: _source(one) for name, one in teachers.items()}}
+    survey = candidate.survey(experts[STUDENT], experts, dtype, progress)
+    step = _step(Operator(name="distillation", options=_validated("distillation", options)), Path.cwd())
+    recipe = _recipe(survey, {name: float(name == STUDENT) for name in experts}, step, seed)
+    candidate.check_operators(survey.base, survey.experts, recipe.operators)
+    folder = export.build(recipe, survey, out, progress, watch=watch)
+    record = export.about(folder)["training"]["distillation"]
+    return {"model": model, "options": step.options, **record}
+
+
+def _source(model: str) -> Source:
+    return relocate(Source.model_validate(parse_source(model)), Path.cwd())
+
+
+def _validated(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that the operator takes.
+
+    Raises:
+        ConfigError: with all their faults.
+    """
+    try:
+        plugins.load("operators", name).Options.model_validate(options)
+    except ValidationError as error:
+        raise ConfigError(name, faults_of(error)) from error
+    return dict(options)
+
+
+def _step(operator: Operator, folder: Path) -> OperatorStep:
+    operator, faults = located(operator, folder)
+    if faults:
+        raise ConfigError(operator.name, faults)
+    return operator.step()
+
+
+def _recipe(survey: Survey, weights: Mapping[str, float], step: OperatorStep, seed: int) -> Recipe:
+    """One model as a merge of itself, with an operator after it."""
+    return Recipe.model_validate(
+        {
+            "method": "linear",
+            "base": survey.base,
+            "experts": survey.experts,
+            "dtype": survey.dtype,
+            "layers": survey.layers,
+            "seed": seed,
+            "parameters": {"weight": dict(weights)},
+            "operators": [step],
+        }
+    )
+
+
+def _length(model: Any) -> int:
+    return int(model.config.get_text_config().max_position_embeddings)
+
+
+def _losses(folder: Path, dtype: str, text: str, old: int, new: int) -> dict[str, float | None]:
+    """A model's mean log-loss, inside the old length and beyond it, on pieces of a text.
+
+    Raises:
+        ConfigError: there is no such text.
+    """
+    try:
+        content = long_context.read(text, Path.cwd()).decode("utf-8", "replace")
+    except ValueError as error:
+        raise ConfigError("--text", [str(error)]) from error
+    model, length = load_model(folder, dtype, "cpu"), min(new, _MOST)
+    # A token is at least a byte: so much text is enough, and the rest need not be tokenized.
+    ids = load_tokenizer(folder)(content[: 8 * _ROWS * length], return_tensors="pt").input_ids[0]
+    rows = [row for row in ids.split(length) if len(row) == length][:_ROWS] or [ids[:length]]
+    inside, beyond = [], []
+    with torch.inference_mode():
+        for row in rows:
+            logits = model(input_ids=row[None], use_cache=False).logits[0, :-1].float()
+            loss = torch.nn.functional.cross_entropy(logits, row[1:], reduction="none")
+            inside.append(loss[: old - 1])
+            beyond.append(loss[old - 1 :])
+    return {"inside": _mean(inside), "beyond": _mean(beyond)}
+
+
+def _mean(losses: list[torch.Tensor]) -> float | None:
+    every = torch.cat(losses)
+    return float(every.mean()) if len(every) else None

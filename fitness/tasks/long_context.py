@@ -1,0 +1,36 @@
+"""The documents of the `passkey*`, `needle*` and `long_tail*` tasks, made on the spot by `evomerge.long_context`.
+
+For tasks of your own copy this file beside them; the paths of texts are relative to its folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from evomerge import long_context
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def passkey(**given: Any) -> dict[str, datasets.Dataset]:
+    return _split("passkey", given)
+
+
+def needle(**given: Any) -> dict[str, datasets.Dataset]:
+    return _split("needle", given)
+
+
+def long_tail(**given: Any) -> dict[str, datasets.Dataset]:
+    return _split("long_tail", given)
+
+
+def per_byte(document: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+    """The log-likelihood of a tail, nats per byte: more is better."""
+    return {"loglikelihood_per_byte": results[0][0] / len(document["tail"].encode())}
+
+
+def _split(kind: str, given: dict[str, Any]) -> dict[str, datasets.Dataset]:
+    return {"test": datasets.Dataset.from_list(long_context.rows(kind, given, FOLDER))}

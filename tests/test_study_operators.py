@@ -1,0 +1,288 @@
+"""Studies with operators: options searched, elites trained beside a control, interrupted, certified, exported."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from evomerge import certify, config, elites, export, fitness, records, report, study
+from evomerge.candidate import Setup, Workbench
+from evomerge.errors import StudyError
+from evomerge.loading import load_model, load_tokenizer
+from evomerge.records import Trial
+from evomerge.study import Plan
+from evomerge.workers import InlinePool
+
+from .test_study import Silent, begin, what_counts
+
+Write = Callable[..., Path]
+
+
+def silent(text: str) -> None:
+    """Progress that nobody reads."""
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two files of random texts, none of which holds a task's document."""
+    folder, generator = tmp_path_factory.mktemp("texts"), random.Random(7)
+    paths = {}
+    for name in ("ant", "bee"):
+        paths[name] = str(folder / f"{name}.jsonl")
+        lines = (json.dumps({"text": "".join(generator.choices("abcdefghij", k=12))}) for _ in range(16))
+        Path(paths[name]).write_text("\n".join(lines) + "\n")
+    return paths
+
+
+@pytest.fixture
+def both(corpora: dict[str, str]) -> list[dict[str, Any]]:
+    """Both operators: one whose options are searched, one that trains the two best."""
+    betas = {"beta_fast": {"low": 1.5, "high": 64.0, "scale": "log"}, "attention_scale": {"low": 0.9, "high": 1.2}}
+    teachers = {name: name for name in corpora}
+    training = {"data": corpora, "teachers": teachers, "steps": 3, "length": 16, "when": {"top": 0.25, "min": 2}}
+    return [
+        {"context_extension": {"method": "yarn", "factor": 2.0, **betas}},
+        {"distillation": {**training, "lr": 0.01}},
+    ]
+
+
+def lay(write: Write, operators: list[dict[str, Any]], name: str = "study", **changes: Any) -> Plan:
+    changes = {"sampler": {"name": "cma", "population": 4}, "budget": {"candidates": 8}, **changes}
+    folder = str(write().parent / name)
+    return begin(write(f"{name}.yaml", study=folder, operators=operators, **changes))
+
+
+def search(plan: Plan, stop_after: int | None = None) -> list[Trial]:
+    return study.search(plan, Silent(stop_after))
+
+
+def roles(trials: list[Trial]) -> list[str]:
+    return [trial.role for trial in trials if not trial.searched]
+
+
+WHOLE: dict[str, Any] = {"fidelity": {"batch": "all"}}
+MINI: dict[str, Any] = {"fidelity": {"batch": 8, "select": 0.25}, "budget": {"candidates": 20}}
+
+
+@pytest.mark.parametrize("how", [WHOLE, MINI], ids=["whole", "mini"])
+def test_the_elites_are_trained_beside_the_control(write_experiment: Write, both: Any, how: dict[str, Any]) -> None:
+    plan = lay(write_experiment, both, **how)
+    trials = search(plan)
+    second = [trial for trial in trials if not trial.searched]
+    assert [trial.of for trial in second if trial.role == "parent"] == ["base", "ant", "bee"]
+    count = len([trial for trial in second if trial.role == "elite"])
+    assert 1 <= count <= 2
+    assert roles(trials) == ["parent"] * 3 + ["elite"] * count + ["trained"] * count + ["control"]
+    assert all(trial.value is not None and trial.whole for trial in second), [trial.reason for trial in second]
+    parents = {trial.of: trial.value for trial in second if trial.role == "parent"}
+    assert second[-1].of == max(parents, key=lambda name: parents[name] or 0.0)
+    for trial in second:
+        assert bool(trial.left) == (trial.role in ("trained", "control"))
+    trained = [trial for trial in second if trial.role == "trained"]
+    assert all(trial.left["distillation"]["steps"] == 3 for trial in trained)
+    before = {str(trial.genome): trial for trial in second if trial.role == "elite"}
+    assert all(trial.weights_sha256 != before[str(trial.genome)].weights_sha256 for trial in trained)
+    best = records.best(trials)
+    assert best in trained, "what is exported is the best of those trained"
+    assert all(trial.searched for trial in records.ranked(trials)), "never ranked with what is not trained"
+
+
+def test_the_elites_are_the_best_of_the_search(write_experiment: Write, both: Any) -> None:
+    trials = search(lay(write_experiment, both, **WHOLE))
+    values = sorted({trial.recipe: trial.value or 0.0 for trial in trials if trial.searched}.values())
+    chosen = [trial.value for trial in trials if trial.role == "elite"]
+    assert chosen == values[::-1][:2]
+
+
+def test_the_share_of_the_elites(write_experiment: Write) -> None:
+    trials = search(begin(write_experiment(budget={"candidates": 12}, fidelity={"batch": "all"})))
+    count = len({trial.recipe for trial in trials})
+    for top, least, wanted in (
+        (1.0, 1, count),
+        (0.5, 1, -(-count // 2)),
+        (0.01, 1, 1),
+        (0.01, 3, 3),
+        (0.1, 99, count),
+    ):
+        assert len(records.elites(trials, top, least)) == wanted
+
+
+def counts(trials: list[Trial]) -> list[Any]:
+    """What does not depend on the clock, trial by trial."""
+    left = [{name: one["sha256"] for name, one in trial.left.items()} for trial in trials]
+    more = [(trial.role, trial.of, trial.documents) for trial in trials]
+    return list(zip(what_counts(trials), more, left, strict=True))
+
+
+@pytest.mark.parametrize("how", [WHOLE, MINI], ids=["whole", "mini"])
+def test_an_interrupted_second_phase_goes_on_as_if_it_had_never_stopped(
+    write_experiment: Write, both: Any, how: dict[str, Any]
+) -> None:
+    whole = search(lay(write_experiment, both, "whole", **how))
+    plan = lay(write_experiment, both, "parts", **how)
+    first = sum(trial.searched for trial in whole)
+    for stop in (first - 2, 3, 1, 2, 1):
+        with pytest.raises(KeyboardInterrupt):
+            search(plan, stop)
+    for ours, wanted in zip(counts(search(plan)), counts(whole), strict=True):
+        assert ours == wanted
+    assert counts(search(plan)) == counts(whole), "there is nothing left to do"
+
+
+def test_without_what_training_left_it_is_trained_again_to_the_same(write_experiment: Write, both: Any) -> None:
+    plan = lay(write_experiment, both, **WHOLE)
+    trials = search(plan)
+    winner = records.best(trials)
+    assert winner is not None
+    for path in (plan.folder / records.DELTAS).iterdir():
+        path.unlink()
+    pool = InlinePool(plan.setup())
+    found = pool.workbench.evaluate(study.recipe_of(plan, winner))
+    assert found.weights_sha256 == winner.weights_sha256
+    assert found.measured.value == winner.value
+
+
+def test_a_larger_budget_may_choose_other_elites(write_experiment: Write, both: Any) -> None:
+    plan = lay(write_experiment, both, **WHOLE)
+    search(plan)
+    more = study.plan(study.reopen(plan.folder, candidates=20))
+    trials = search(more)
+    assert len([trial for trial in trials if trial.searched]) == 20
+    values = sorted({trial.recipe: trial.value or 0.0 for trial in trials if trial.searched}.values())
+    assert values[-1] in [trial.value for trial in trials if trial.role == "elite"]
+    best = records.best(trials)
+    assert best is not None
+    assert best.role == "trained"
+
+
+def test_a_candidate_whose_training_fails_does_not_end_the_study(write_experiment: Write, both: Any) -> None:
+    both[1]["distillation"] |= {"lr": 1e9, "method": "full"}
+    trials = search(lay(write_experiment, both, **WHOLE))
+    failed = [trial for trial in trials if trial.role in ("trained", "control")]
+    assert failed
+    for trial in failed:
+        assert trial.value is None
+        assert "training failed at step" in str(trial.reason)
+    best = records.best(trials)
+    assert best is not None
+    assert best.searched, "what could not be trained leaves the best of the search"
+
+
+# --- what comes out ---
+
+
+def test_the_exported_model_is_the_trained_and_extended_one(
+    write_experiment: Write, both: Any, tmp_path: Path
+) -> None:
+    plan = lay(write_experiment, both, **WHOLE)
+    trials = search(plan)
+    winner = records.best(trials)
+    assert winner is not None
+    out = export.export_trial(plan, winner, tmp_path / "out", silent)
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    assert export.weights_sha256(loaded) == winner.weights_sha256
+    written = json.loads((out / "config.json").read_text())
+    assert written["max_position_embeddings"] == 128
+    assert written["rope_scaling"]["rope_type"] == "yarn"
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"]
+    setup = plan.setup()
+    assert setup.fitness is not None
+    scorer = Workbench(replace(setup, base=setup.base.model_copy(update={"model": str(out), "sha256": None})))
+    assert scorer.scorer is not None
+    found = fitness.measure(setup.entries, scorer.scorer.score(), scorer.scorer.expanded)
+    assert found.value == winner.value
+    # The recipe builds the same bits, without the texts.
+    for name in both[1]["distillation"]["data"].values():
+        Path(name).rename(f"{name}.away")
+    try:
+        again = export.export_recipe(out / "recipe.yaml", tmp_path / "again", silent)
+    finally:
+        for name in both[1]["distillation"]["data"].values():
+            Path(f"{name}.away").rename(name)
+    assert export.weights_sha256(AutoModelForCausalLM.from_pretrained(again)) == winner.weights_sha256
+    card = (out / "README.md").read_text()
+    assert "It was trained" in card
+    assert str(tmp_path) not in card
+    (next((out / records.DELTAS).iterdir())).unlink()
+    with pytest.raises(Exception, match="is not there; copy it beside the recipe"):
+        export.export_recipe(out / "recipe.yaml", tmp_path / "third", silent)
+
+
+def test_the_live_model_is_as_before_after_a_candidate_with_operators(write_experiment: Write, both: Any) -> None:
+    plan = lay(write_experiment, both, **WHOLE)
+    trials = search(plan)
+    winner = records.best(trials)
+    plain = next(trial for trial in trials if trial.role == "parent")
+    assert winner is not None
+    bench = Workbench(plan.setup())
+    before = bench.evaluate(study.recipe_of(plan, plain))
+    text = bench.model.config.to_json_string()
+    ids = torch.arange(1, 12)[None]
+    logits = bench.model(input_ids=ids).logits
+    bench.evaluate(study.recipe_of(plan, winner))
+    after = bench.evaluate(study.recipe_of(plan, plain))
+    assert after.weights_sha256 == before.weights_sha256 == plain.weights_sha256
+    assert bench.model.config.to_json_string() == text
+    assert torch.equal(bench.model(input_ids=ids).logits, logits)
+    assert not any(parameter.requires_grad for parameter in bench.model.parameters())
+
+
+def test_a_trained_winner_is_certified_against_itself_untrained_and_the_control(
+    write_experiment: Write, both: Any
+) -> None:
+    plan = lay(write_experiment, both, **WHOLE)
+    trials = search(plan)
+    winner = records.best(trials)
+    assert winner is not None
+    found = certify.run(plan, study.recipe_of(plan, winner))
+    control = next(trial.of for trial in trials if trial.role == "control")
+    names = [row.name for row in found.rows]
+    alike = f"{'base' if control == 'base' else f'expert {control}'} trained alike"
+    assert names == ["base", "expert ant", "expert bee", "uniform average", "winner untrained", alike, "winner"]
+    assert found.best_parent in names[:3]
+
+
+def test_status_tells_the_phases_apart(write_experiment: Write, both: Any) -> None:
+    plan = lay(write_experiment, both, **WHOLE)
+    trials = search(plan)
+    found = report.summary(trials, plan.experiment, str(plan.folder))
+    assert found["candidates"] == 8
+    rows = found["trained"]
+    assert sum(row["name"].startswith("control: ") for row in rows) == 1
+    assert [row["after"] for row in rows] == sorted((row["after"] for row in rows), reverse=True)
+    parent = elites.best_parent(trials)
+    assert parent is not None
+    (control,) = [row for row in rows if row["name"].startswith("control: ")]
+    assert control["before"] == parent.value
+    assert report.training_table(rows).row_count == len(rows)
+
+
+def test_a_log_of_other_operators_is_refused(write_experiment: Write, both: Any) -> None:
+    plan = lay(write_experiment, both, **WHOLE)
+    search(plan)
+    path = plan.folder / records.EXPERIMENT
+    path.write_text(path.read_text().replace("steps: 3", "steps: 4"))
+    changed = study.plan(config.load(path))
+    with pytest.raises((StudyError, Exception), match="cannot be rebuilt"):
+        search(changed)
+
+
+def test_prompts_longer_than_the_base_reads_are_kept(write_experiment: Write, family: Path, both: Any) -> None:
+    plan = study.plan(config.load(write_experiment(operators=both[:1])))
+    assert plan.longest == 128
+    bench = Workbench(plan.setup())
+    assert bench.scorer is not None
+    assert bench.scorer.max_length == 128
+    alone = Workbench(Setup(**{**vars(plan.setup()), "max_length": None}))
+    assert alone.scorer is not None
+    assert alone.scorer.max_length == 64
+    assert load_tokenizer(family / "models/base") is not None
+    assert load_model(family / "models/base", "float32", "cpu").config.max_position_embeddings == 64
