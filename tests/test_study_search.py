@@ -250,7 +250,7 @@ def killed(bench: InlinePool) -> Callable[[Plan, int], int]:
     """Runs a study in a process of its own and kills it with -9 after so many more trials; gives all there are."""
 
     def kill(plan: Plan, more: int) -> int:
-        before = _lines(plan)
+        before = _logged(plan)
         child = os.fork()
         if child == 0:
             try:
@@ -258,21 +258,24 @@ def killed(bench: InlinePool) -> Callable[[Plan, int], int]:
             finally:
                 os._exit(0)
         deadline = time.monotonic() + 60
-        while _lines(plan) < before + more and time.monotonic() < deadline:
+        while _logged(plan) < before + more and time.monotonic() < deadline:
             if os.waitpid(child, os.WNOHANG)[0]:
                 return len(records.read_trials(plan.folder))  # it has come to its end
             time.sleep(0.001)
         time.sleep(random.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        return len(records.read_trials(plan.folder)) if _lines(plan) else 0
+        return len(records.read_trials(plan.folder)) if _logged(plan) else 0
 
     return kill
 
 
-def _lines(plan: Plan) -> int:
+def _logged(plan: Plan) -> int:
+    """How much there is in the log: lines of a file, which are read quickly; trials of a database."""
     path = plan.folder / records.JOURNAL
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    if path.exists():
+        return path.read_bytes().count(b"\n")
+    return len(records.read_trials(plan.folder)) if records.exists(plan.folder) else 0
 
 
 @pytest.mark.slow
@@ -285,6 +288,30 @@ def test_kill_9_at_random_moments_changes_nothing_in_mini_batches(
     whole = run(lay(name, "whole", budget=budget, fidelity=fidelity), bench)
     plan = lay(name, "killed", budget=budget, fidelity=fidelity)
     counts = [killed(plan, random.randint(1, 5)) for _ in range(10 if name == "cma" else 3)]
+    assert counts == sorted(counts)
+    assert counts[1] < len(whole), f"killed too late to mean anything: {counts}"
+    assert all_that_counts(run(plan, bench)) == all_that_counts(whole), f"killed after {counts}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_kill_9_at_random_moments_changes_nothing_in_a_database(
+    name: str,
+    storage: str,
+    lay: Lay,
+    bench: InlinePool,
+    killed: Callable[[Plan, int], int],
+    request: pytest.FixtureRequest,
+) -> None:
+    many = name == "cma"
+    if not many and not os.environ.get("EVOMERGE_ALL"):
+        pytest.skip("takes minutes: set EVOMERGE_ALL=1")
+    url = storage if storage == "sqlite" else request.getfixturevalue("server")
+    budget = {"candidates": 60 if many else 14}
+    whole = run(lay(name, "whole", budget=budget), bench)
+    plan = lay(name, "killed", budget=budget, storage=url)
+    counts = [killed(plan, random.randint(1, 5) if many else 2) for _ in range(10 if many else 3)]
     assert counts == sorted(counts)
     assert counts[1] < len(whole), f"killed too late to mean anything: {counts}"
     assert all_that_counts(run(plan, bench)) == all_that_counts(whole), f"killed after {counts}"
