@@ -397,9 +397,8 @@ class Workbench:
         return left
 
     def _delta(self, recipe: Recipe, position: int) -> Path:
-        """The file of the training operator at a position: known by its content; else by all that goes into it."""
-        folder = Path(self.setup.deltas or Path(self.setup.cache) / _DELTAS)
-        return folder / f"{recipe.operators[position].delta or _until(recipe, position).sha256}.safetensors"
+        """The file that the training operator at a position leaves."""
+        return Path(self.setup.deltas or Path(self.setup.cache) / _DELTAS) / delta_file(recipe, position)
 
     def _parent(self, recipe: Recipe, name: str) -> Any:
         """A model of its own that a recipe merges, as it is before any operator."""
@@ -514,6 +513,12 @@ def parent_recipe(recipe: Recipe, name: str) -> Recipe:
 
 
 FRAME = {"base", "experts", "dtype", "layers", "seed", "vocabulary"}  # of a recipe: what all of a study have alike
+
+
+def delta_file(recipe: Recipe, position: int) -> str:
+    """The name of what the training operator at a position leaves: by its content where that is known, else by all
+    that goes into it."""
+    return f"{recipe.operators[position].delta or _until(recipe, position).sha256}.safetensors"
 
 
 def _until(recipe: Recipe, position: int) -> Recipe:

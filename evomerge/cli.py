@@ -221,6 +221,22 @@ def export(
 
 
 @command
+def promote(
+    folder: StudyFolder,
+    output: Annotated[Path, typer.Argument(help="The next round's folder, to make.", show_default=False)],
+    trial: Annotated[int | None, typer.Option(help="A trial's number; the best by default.")] = None,
+    pick: PickOption = None,
+) -> None:
+    """Begin the next round: a study's winner as one more expert of a new experiment."""
+    from evomerge import promotion, study
+
+    _refuse_existing(output)
+    plan = study.plan(study.reopen(folder), _step)
+    path = promotion.promote(plan, _choose(plan, trial, pick), output, _step)
+    out.print(f"go on with: evomerge run {path}", highlight=False, soft_wrap=True)
+
+
+@command
 def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe file, or mergekit's.", show_default=False)],
     output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],

@@ -433,5 +433,25 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "sampler": experiment.sampler.name,
         "search_tasks": ", ".join(entry.task for entry in experiment.fitness.search),
         "holdout_tasks": ", ".join(entry.task for entry in experiment.fitness.holdout) or "none",
+        **({"operators": ", ".join(one.name for one in experiment.operators)} if experiment.operators else {}),
+        **({"training": _expected(plan)} if plan.training else {}),
         "study": str(plan.folder),
     }
+
+
+def _expected(plan: Plan) -> str:
+    """What the second phase takes for each of its candidates, roughly."""
+    found = []
+    for operator in plan.training:
+        cost = operator.module.estimate(
+            operator.module.Options.model_validate(operator.options), plan.survey.parameters
+        )
+        found.append(
+            f"{operator.name}: at most {cost.steps} steps of {cost.tokens:,} tokens, {_size(cost.peak_bytes)} of "
+            f"memory beside activations, {_size(cost.disk_bytes)} on disk"
+        )
+    return "; ".join(found)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"

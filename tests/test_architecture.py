@@ -58,6 +58,7 @@ RANKS = {
     "scorecard": 13,
     "demo": 14,
     "single": 14,
+    "promotion": 14,
     "cli": 15,
 }
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from evomerge import certify, config, elites, export, fitness, records, report, study
+from evomerge import certify, config, elites, export, fitness, promotion, records, report, study
 from evomerge.candidate import Setup, Workbench
 from evomerge.errors import StudyError
 from evomerge.loading import load_model, load_tokenizer
@@ -286,3 +290,68 @@ def test_prompts_longer_than_the_base_reads_are_kept(write_experiment: Write, fa
     assert alone.scorer.max_length == 64
     assert load_tokenizer(family / "models/base") is not None
     assert load_model(family / "models/base", "float32", "cpu").config.max_position_embeddings == 64
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_of_the_second_phase_changes_nothing(write_experiment: Write, both: Any) -> None:
+    both[1]["distillation"] |= {"steps": 8}
+    whole = search(lay(write_experiment, both, "whole", **WHOLE))
+    plan = lay(write_experiment, both, "killed", **WHOLE)
+    logged = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            try:
+                search(plan)
+            finally:
+                os._exit(0)
+        aim = random.randint(7, len(whole) - 1)
+        while _lines(plan) <= aim and not os.waitpid(child, os.WNOHANG)[0]:
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.2))  # in the middle of a training, more often than not
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        logged.append(len(records.read_trials(plan.folder)))
+    assert logged == sorted(logged)
+    assert 0 < logged[0] < len(whole), f"killed too late to mean anything: {logged}"
+    assert counts(search(plan)) == counts(whole), f"killed after {logged}"
+
+
+def _lines(plan: Plan) -> int:
+    path = plan.folder / records.JOURNAL
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+# --- the next round ---
+
+
+def test_a_trained_winner_is_promoted_to_an_expert(write_experiment: Write, both: Any, tmp_path: Path) -> None:
+    plan = lay(write_experiment, both, **WHOLE)
+    winner = records.best(search(plan))
+    assert winner is not None
+    path = promotion.promote(plan, winner, tmp_path / "round", silent)
+    found = config.load(path)
+    assert list(found.experts) == ["ant", "bee", "promoted"]
+    assert found.operators == plan.experiment.operators
+    merged = json.loads((tmp_path / "round/model/config.json").read_text())
+    assert merged["max_position_embeddings"] == 64, "it will be extended with the rest of its round"
+    second = begin(path)
+    trials = search(second)
+    assert {"weight.g0.mlp.promoted"} < set(trials[0].genome)
+    assert records.best(trials) is not None
+    third = promotion.promote(second, records.best(trials) or winner, tmp_path / "third", silent)
+    assert list(config.load(third).experts)[-1] == "promoted2"
+    with pytest.raises(StudyError, match="exists already"):
+        promotion.promote(plan, winner, tmp_path / "round", silent)
+
+
+def test_what_was_trained_whole_after_other_operators_is_not_promoted(
+    write_experiment: Write, both: Any, tmp_path: Path
+) -> None:
+    both[1]["distillation"] |= {"method": "full", "lr": 1e-4}
+    plan = lay(write_experiment, both, **WHOLE)
+    winner = records.best(search(plan))
+    assert winner is not None
+    with pytest.raises(StudyError, match="these would act twice"):
+        promotion.promote(plan, winner, tmp_path / "round", silent)

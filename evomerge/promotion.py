@@ -1,0 +1,82 @@
+"""The next round: a study's winner becomes an expert of a new experiment.
+
+What training added lies outside of what the experts span, so that no genome of the same study can say it.
+As a parent of the next study it is merged like any other. Each study stays a search of one fixed function,
+and resumes by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from evomerge import config, export, records
+from evomerge.candidate import Progress, delta_file, trains
+from evomerge.errors import StudyError
+from evomerge.recipe import OperatorStep, Recipe, Source
+from evomerge.records import Trial
+from evomerge.study import Plan, recipe_of
+
+NAME = "promoted"
+MODEL, EXPERIMENT, STUDY = "model", "experiment.yaml", "study"
+
+
+def promote(plan: Plan, trial: Trial, folder: Path, progress: Progress) -> Path:
+    """Makes the next round of a study: its winner's model, and an experiment that has it as one more expert.
+
+    The model is the merge, and what it was trained to; operators that act on every candidate will act on those of
+    the next round, too, and are left out. The experiment is the study's own in all else.
+
+    Args:
+        folder: to make; it holds the model, the experiment, and later its study.
+
+    Returns:
+        the experiment file.
+
+    Raises:
+        StudyError: the trial failed, or its training cannot be told from its other operators, or `folder` exists.
+    """
+    if trial.value is None:
+        raise StudyError(f"trial {trial.number} failed ({trial.reason}); choose another one")
+    if folder.exists():
+        raise StudyError(f"{folder} exists already; give another folder")
+    recipe = recipe_of(plan, trial)
+    with tempfile.TemporaryDirectory() as deltas:
+        steps = [
+            _kept(plan, trial, recipe, position, Path(deltas))
+            for position, step in enumerate(recipe.operators)
+            if trains(step)
+        ]
+        merged = recipe.model_copy(update={"operators": tuple(steps)})
+        folder.mkdir(parents=True)
+        export.build(merged, plan.survey, folder / MODEL, progress, deltas=Path(deltas))
+    experiment = plan.experiment
+    experts = {**experiment.experts, _new_name(experiment.experts): Source(model=str((folder / MODEL).resolve()))}
+    changes = {"experts": experts, "study": str((folder / STUDY).resolve()), "starts": ()}
+    path = folder / EXPERIMENT
+    with records.saving(path):
+        path.write_text(config.to_yaml(experiment.model_copy(update=changes)), encoding="utf-8")
+    return path
+
+
+def _kept(plan: Plan, trial: Trial, recipe: Recipe, position: int, folder: Path) -> OperatorStep:
+    """A training step by what came of it, which is copied to a folder."""
+    step, record = recipe.operators[position], trial.left[recipe.operators[position].name]
+    if record.get("method") == "full" and any(not trains(one) for one in recipe.operators):
+        raise StudyError(
+            f"trial {trial.number} was trained in all its weights, after operators that act on every candidate: "
+            "these would act twice; train with method: lora, or promote an `evomerge export` of your own"
+        )
+    left = plan.folder / records.DELTAS / delta_file(recipe, position)
+    if not left.is_file():
+        raise StudyError(f"{left}, which training left, is gone; `evomerge export` of the trial trains again")
+    shutil.copy(left, folder / f"{record['sha256']}.safetensors")
+    return step.model_copy(update={"delta": record["sha256"]})
+
+
+def _new_name(experts: Iterable[str]) -> str:
+    names = (NAME if number == 1 else f"{NAME}{number}" for number in itertools.count(1))
+    return next(name for name in names if name not in experts)
