@@ -167,6 +167,12 @@ class Recipe(Strict):
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Recipe:
+        """As pydantic's, but without the original's hash, which pydantic would copy along."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("sha256", None)
+        return copied
+
     def method_at(self, place: Place) -> str:
         """The method of a tensor at `place`."""
         if isinstance(self.method, str):

@@ -278,3 +278,11 @@ def test_a_pattern_that_matches_no_tensor_is_told_with_its_key() -> None:
     assert recipes.pattern_faults(recipe, [Q, UP]) == [
         f"method.*q_prj*: matches no tensor of the model, whose parameters are called like {UP}"
     ]
+
+
+def test_a_changed_copy_has_a_hash_of_its_own() -> None:
+    recipe = make()
+    first = recipe.sha256
+    changed = recipe.model_copy(update={"seed": recipe.seed + 1})
+    assert changed.sha256 != first
+    assert changed.model_copy(update={"seed": recipe.seed}).sha256 == first

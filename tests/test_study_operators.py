@@ -251,6 +251,10 @@ def test_a_trained_winner_is_certified_against_itself_untrained_and_the_control(
     names = [row.name for row in found.rows]
     alike = f"{'base' if control == 'base' else f'expert {control}'} trained alike"
     assert names == ["base", "expert ant", "expert bee", "uniform average", "winner untrained", alike, "winner"]
+    recipes = certify.contestants(plan, study.recipe_of(plan, winner), control)
+    assert len({recipe.sha256 for recipe in recipes.values()}) == len(recipes)
+    before = next(t for t in trials if t.role == "elite" and t.genome == winner.genome)
+    assert recipes["winner untrained"].sha256 == before.recipe
     assert found.best_parent in names[:3]
 
 
