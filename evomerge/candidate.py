@@ -463,8 +463,6 @@ def check_operators(base: Source, experts: Iterable[str], steps: Sequence[Operat
         extended.get_text_config().max_position_embeddings = longest
     for step in steps:
         operator = plugins.load("operators", step.name)
-        if step.delta is not None:
-            continue  # it has trained: neither texts nor teachers are needed again
         options = operator.Options.model_validate(step.options)
         wrong = list(operator.check(options, extended if operator.TRAINING else config))
         if operator.TRAINING:

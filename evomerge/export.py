@@ -76,7 +76,9 @@ def export_recipe(path: Path, out: Path, progress: Progress) -> Path:
         CheckpointError: a checkpoint is missing, does not fit, or is not the one the recipe names.
     """
     recipe, survey = read_recipe(path, progress)
-    candidate.check_operators(survey.base, survey.experts, recipe.operators)
+    # What has trained needs neither texts nor teachers again.
+    steps = [step for step in recipe.operators if step.delta is None]
+    candidate.check_operators(survey.base, survey.experts, steps)
     return build(recipe, survey, out, progress, deltas=path.parent / records.DELTAS)
 
 

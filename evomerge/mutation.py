@@ -12,7 +12,6 @@ genome, named like `context_extension.beta_fast`.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -26,6 +25,7 @@ from evomerge import plugins
 from evomerge.errors import suggest
 from evomerge.genes import Coordinate, Gene
 from evomerge.recipe import Corpus, OperatorStep, Strict, faults_of
+from evomerge.training.corpus import file_sha256
 
 
 class Choice(Strict):
@@ -125,6 +125,10 @@ class Operator(Strict):
         own = {} if genome is None else {path: genome[f"{self.name}.{path}"] for path, _ in _genes(self.options)}
         return self._step(own)
 
+    def corpora(self) -> dict[str, Corpus]:
+        """The files that it trains on."""
+        return dict(self.module.corpora(self._validated({}))) if self.training else {}
+
     def extremes(self) -> list[OperatorStep]:
         """Its steps at first, and with each gene at either end in turn: what a check has to look at."""
         return [self._step(values) for values in self._ends()]
@@ -159,7 +163,10 @@ class Operator(Strict):
 
 
 def located(operator: Operator, folder: Path) -> tuple[Operator, list[str]]:
-    """The operator with the files that it trains on made absolute, and hashed; and what is wrong with them."""
+    """The operator with the files that it trains on made absolute, and hashed; and what is wrong with them.
+
+    A file whose sha256 is known already is not read: what was trained can be built without it.
+    """
     if not operator.training:
         return operator, []
     given = operator.module.Options.model_validate(operator.options)
@@ -181,14 +188,12 @@ def _located(value: Any, folder: Path, where: str, faults: list[str]) -> Any:
     if not isinstance(value, Corpus):
         return value
     file = (folder / Path(value.path).expanduser()).resolve()
+    if value.sha256 is not None:
+        return {"path": str(file), "sha256": value.sha256}
     if not file.is_file():
         faults.append(f"{where}: there is no file {file}")
         return value
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if value.sha256 not in (None, digest):
-        faults.append(f"{where}: {file} does not hold the texts that its sha256 stands for; it has changed since")
-    return {"path": str(file), "sha256": digest}
+    return {"path": str(file), "sha256": file_sha256(file)}
 
 
 # --- genes among options -----------------------------------------------------------------------------------

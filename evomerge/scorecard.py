@@ -14,7 +14,7 @@ from evomerge.fitness import Entry, Fitness, measure
 from evomerge.inputs import Inputs
 from evomerge.loading import load_model, load_tokenizer, quiet
 from evomerge.recipe import Source, parse_source
-from evomerge.study import Plan, refuse_overlap
+from evomerge.study import Plan, check_training
 
 
 def score_model(
@@ -124,5 +124,5 @@ def check_tasks(plan: Plan) -> tuple[dict[str, int], str | None]:
                 faults.append(f"holdout: {shared} documents of {task} are search documents as well")
     if faults:
         raise ConfigError("fitness", faults)
-    refuse_overlap(plan)
+    check_training(plan)
     return dict(scorer.documents), scorer.note

@@ -35,7 +35,7 @@ from evomerge.scoring import document_texts
 from evomerge.search import Answer, Evaluated, Search, Task
 from evomerge.space import Frame, coordinates, decode, known_points, pull_back, representatives
 from evomerge.training import overlap
-from evomerge.training.corpus import documents
+from evomerge.training.corpus import documents, file_sha256
 from evomerge.workers import Job, Outcome, Pool, open_pool
 
 SMALL_ENOUGH_TO_HASH = 2 << 30  # bytes of a model up to which every candidate's weights are hashed
@@ -112,7 +112,8 @@ def plan(experiment: Experiment, progress: candidate.Progress = lambda text: Non
         raise ConfigError("space", faults_of(error)) from error
     if faults := pattern_faults(recipe, survey.names):
         raise ConfigError("space", faults)
-    candidate.check_operators(survey.base, survey.experts, _extremes(experiment))
+    pure = [step for step in _extremes(experiment) if not candidate.trains(step)]
+    candidate.check_operators(survey.base, survey.experts, pure)
     # With the hashes of the weights, so that a study notices if they change; and with the starts themselves, which
     # earlier studies may lose.
     starts = warm.resolve(points, experiment.starts, earlier)
@@ -175,21 +176,30 @@ def reopen(folder: Path, candidates: int | None = None, documents: int | None = 
     return experiment.model_copy(update={"budget": budget})
 
 
-def refuse_overlap(plan: Plan) -> None:
-    """Checks that nothing is trained on that candidates are scored by, in the search or on the hold-out.
+def check_training(plan: Plan) -> None:
+    """Checks what is to be trained on: that it is there, unchanged, fits the models, and holds nothing that
+    candidates are scored by, in the search or on the hold-out.
 
     Raises:
-        ConfigError: a training text holds a task's document; or a task, or a text, cannot be read.
+        ConfigError: with all faults of one kind.
     """
     if not plan.training:
         return
+    candidate.check_operators(plan.survey.base, plan.survey.experts, _extremes(plan.experiment))
+    faults = []
+    for operator in plan.training:
+        for name, corpus in operator.corpora().items():
+            if corpus.sha256 not in (None, file_sha256(Path(corpus.path))):
+                faults.append(
+                    f"{operator.name}.data.{name}: {corpus.path} has changed since the study began; put it back"
+                )
+    if faults:
+        raise ConfigError("operators", faults)
     fitness = plan.experiment.fitness
     include = Path(fitness.include) if fitness.include else None
     reserved = document_texts(fitness.specs((*fitness.search, *fitness.holdout)), include)
-    faults = []
     for operator in plan.training:
-        options = operator.module.Options.model_validate(operator.options)
-        for name, corpus in operator.module.corpora(options).items():
+        for name, corpus in operator.corpora().items():
             shared = overlap.shared(documents(Path(corpus.path)), reserved)
             faults += [f"{operator.name}.data.{name}: {line}" for line in shared]
     if faults:
@@ -222,7 +232,7 @@ def search(plan: Plan, observer: Observer, progress: candidate.Progress = lambda
             plan.setup(), representatives(plan.experiment.space, plan.frame), plan.survey.names, progress
         )
         _starts(plan, progress)  # measures what there is to measure: later it is found on disk
-        refuse_overlap(plan)
+        check_training(plan)
         progress("starting workers")
         pool = open_pool(plan.experiment.workers, plan.setup())
         if pool.note:

@@ -146,7 +146,7 @@ def test_what_does_not_fit_the_models_is_refused_before_any_worker(
     write_experiment: Write, texts: Path, options: dict[str, Any], fault: str
 ) -> None:
     with pytest.raises(ConfigError, match=fault):
-        study.plan(config.load(write_experiment(operators=[healing(texts, **options)])))
+        study.check_training(study.plan(config.load(write_experiment(operators=[healing(texts, **options)]))))
 
 
 # --- files that are trained on ---
@@ -162,8 +162,9 @@ def test_a_missing_or_changed_file_is_refused(write_experiment: Write, texts: Pa
     with pytest.raises(ConfigError, match=r"operators.distillation.data.x: there is no file .*lost\.jsonl"):
         config.load(write_experiment(operators=[healing(Path("lost.jsonl"))]))
     data = {"x": {"path": str(texts), "sha256": "0" * 64}}
-    with pytest.raises(ConfigError, match=r"operators.distillation.data.x: .*it has changed since"):
-        config.load(write_experiment(operators=[healing(texts, data=data)]))
+    plan = study.plan(config.load(write_experiment(operators=[healing(texts, data=data)])))
+    with pytest.raises(ConfigError, match=r"distillation\.data\.x: .* has changed since the study began"):
+        study.check_training(plan)
 
 
 def test_texts_count_by_content_and_not_by_path(write_experiment: Write, texts: Path, tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_training_on_what_is_scored_is_refused(write_experiment: Write, family: 
     path.write_text('{"text": "abcabcabcd"}\n{"text": "' + f"j j {text} j" + '"}\n')
     plan = study.plan(config.load(write_experiment(operators=[healing(path)])))
     with pytest.raises(ConfigError, match=r"distillation\.data\.x: .*first_test"):
-        study.refuse_overlap(plan)
+        study.check_training(plan)
 
 
 def texts_of(plan: study.Plan, task: str) -> list[str]:

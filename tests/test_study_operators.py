@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from evomerge import certify, config, elites, export, fitness, promotion, records, report, study
 from evomerge.candidate import Setup, Workbench
-from evomerge.errors import StudyError
+from evomerge.errors import ConfigError, StudyError
 from evomerge.loading import load_model, load_tokenizer
 from evomerge.records import Trial
 from evomerge.study import Plan
@@ -190,7 +190,18 @@ def test_the_exported_model_is_the_trained_and_extended_one(
     trials = search(plan)
     winner = records.best(trials)
     assert winner is not None
-    out = export.export_trial(plan, winner, tmp_path / "out", silent)
+    # Neither an export nor its recipe needs the texts again.
+    for name in both[1]["distillation"]["data"].values():
+        Path(name).rename(f"{name}.away")
+    try:
+        plan = study.plan(study.reopen(plan.folder))
+        out = export.export_trial(plan, winner, tmp_path / "out", silent)
+        again = export.export_recipe(out / "recipe.yaml", tmp_path / "again", silent)
+        with pytest.raises(ConfigError, match=r"distillation\.data\.ant: "):
+            search(plan)
+    finally:
+        for name in both[1]["distillation"]["data"].values():
+            Path(f"{name}.away").rename(name)
     loaded = AutoModelForCausalLM.from_pretrained(out)
     assert export.weights_sha256(loaded) == winner.weights_sha256
     written = json.loads((out / "config.json").read_text())
@@ -203,14 +214,6 @@ def test_the_exported_model_is_the_trained_and_extended_one(
     assert scorer.scorer is not None
     found = fitness.measure(setup.entries, scorer.scorer.score(), scorer.scorer.expanded)
     assert found.value == winner.value
-    # The recipe builds the same bits, without the texts.
-    for name in both[1]["distillation"]["data"].values():
-        Path(name).rename(f"{name}.away")
-    try:
-        again = export.export_recipe(out / "recipe.yaml", tmp_path / "again", silent)
-    finally:
-        for name in both[1]["distillation"]["data"].values():
-            Path(f"{name}.away").rename(name)
     assert export.weights_sha256(AutoModelForCausalLM.from_pretrained(again)) == winner.weights_sha256
     card = (out / "README.md").read_text()
     assert "It was trained" in card
