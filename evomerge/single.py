@@ -44,18 +44,16 @@ def extend(
         EvomergeError: the model or the options do not do, or `out` cannot be written.
     """
     quiet()
-    source = _source(model)
+    content, step, source = _text(text), _step("context_extension", options), _source(model)
     survey = candidate.survey(source, {"model": source}, dtype, progress)
-    step = _step(Operator(name="context_extension", options=_validated("context_extension", options)), Path.cwd())
     recipe = _recipe(survey, {"model": 1.0}, step, seed=0)
     candidate.check_operators(survey.base, survey.experts, recipe.operators)
     export.build(recipe, survey, out, progress)
     progress("measuring")
     folder = checkpoints.locate(survey.base, "base")
     old, new = (_length(load_model(path, survey.dtype, "cpu")) for path in (folder, out))
-    losses = {
-        name: _losses(path, survey.dtype, text, old, new) for name, path in (("before", folder), ("after", out))
-    }
+    both = (("before", folder), ("after", out))
+    losses = {name: _losses(path, survey.dtype, content, old, new) for name, path in both}
     return {"model": model, "options": step.options, "old_length": old, "new_length": new, **losses}
 
 
@@ -89,9 +87,9 @@ def distill(
     quiet()
     if STUDENT in teachers:
         raise ConfigError("--teacher", [f"{STUDENT} is the model itself; name the teacher otherwise"])
+    step = _step("distillation", options)
     experts = {STUDENT: _source(model), **{name: _source(one) for name, one in teachers.items()}}
     survey = candidate.survey(experts[STUDENT], experts, dtype, progress)
-    step = _step(Operator(name="distillation", options=_validated("distillation", options)), Path.cwd())
     recipe = _recipe(survey, {name: float(name == STUDENT) for name in experts}, step, seed)
     candidate.check_operators(survey.base, survey.experts, recipe.operators)
     folder = export.build(recipe, survey, out, progress, watch=watch)
@@ -103,23 +101,19 @@ def _source(model: str) -> Source:
     return relocate(Source.model_validate(parse_source(model)), Path.cwd())
 
 
-def _validated(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that the operator takes.
+def _step(name: str, options: Mapping[str, Any]) -> OperatorStep:
+    """An operator with its options; files are relative to the working directory.
 
     Raises:
-        ConfigError: with all their faults.
+        ConfigError: with all faults of the options.
     """
     try:
         plugins.load("operators", name).Options.model_validate(options)
     except ValidationError as error:
         raise ConfigError(name, faults_of(error)) from error
-    return dict(options)
-
-
-def _step(operator: Operator, folder: Path) -> OperatorStep:
-    operator, faults = located(operator, folder)
+    operator, faults = located(Operator(name=name, options=dict(options)), Path.cwd())
     if faults:
-        raise ConfigError(operator.name, faults)
+        raise ConfigError(name, faults)
     return operator.step()
 
 
@@ -143,16 +137,20 @@ def _length(model: Any) -> int:
     return int(model.config.get_text_config().max_position_embeddings)
 
 
-def _losses(folder: Path, dtype: str, text: str, old: int, new: int) -> dict[str, float | None]:
-    """A model's mean log-loss, inside the old length and beyond it, on pieces of a text.
+def _text(text: str) -> str:
+    """A text by its name or path.
 
     Raises:
-        ConfigError: there is no such text.
+        ConfigError: there is none.
     """
     try:
-        content = long_context.read(text, Path.cwd()).decode("utf-8", "replace")
+        return long_context.read(text, Path.cwd()).decode("utf-8", "replace")
     except ValueError as error:
         raise ConfigError("--text", [str(error)]) from error
+
+
+def _losses(folder: Path, dtype: str, content: str, old: int, new: int) -> dict[str, float | None]:
+    """A model's mean log-loss, inside the old length and beyond it, on pieces of a text."""
     model, length = load_model(folder, dtype, "cpu"), min(new, _MOST)
     # A token is at least a byte: so much text is enough, and the rest need not be tokenized.
     ids = load_tokenizer(folder)(content[: 8 * _ROWS * length], return_tensors="pt").input_ids[0]
