@@ -48,6 +48,7 @@ class Setup:
         vocabulary: what to do where the experts' vocabularies differ.
         answers: folder of what candidates have answered, see `scoring.answers`; None keeps nothing.
         deltas: folder of what training operators leave; None is one in the cache.
+        left: name of a file in it -> the sha256 of the tensors that it had when its candidate was scored.
         max_length: tokens of the longest prompt with its answer, where operators extend the model's context; None
             takes what the base's configuration says.
     """
@@ -65,6 +66,7 @@ class Setup:
     vocabulary: Vocabulary | None = None
     answers: str | None = None
     deltas: str | None = None
+    left: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None
 
 
@@ -392,9 +394,20 @@ class Workbench:
             undo.callback(applied.undo)
             if operator.TRAINING:
                 left[step.name] = dict(applied.record)
-                if step.delta not in (None, applied.record["sha256"]):
-                    raise CandidateError(f"{context.kept} is not what training left; copy it again")
+                self._check_left(step, context.kept, applied.record["sha256"])
         return left
+
+    def _check_left(self, step: OperatorStep, kept: Path, found: str) -> None:
+        """Checks that what training left is what it left when the candidate was scored."""
+        if step.delta not in (None, found):
+            raise CandidateError(f"{kept} is not what training left; copy it again")
+        if self.setup.left.get(kept.name, found) != found:
+            kept.unlink()
+            raise CandidateError(
+                f"{step.name} was trained again, because {kept} was lost, and came to something else than when the "
+                "candidate was scored: bring that file back (training that `seconds` end, or other versions, "
+                "threads or devices, cannot be repeated)"
+            )
 
     def _delta(self, recipe: Recipe, position: int) -> Path:
         """The file that the training operator at a position leaves."""
@@ -465,6 +478,8 @@ def check_operators(base: Source, experts: Iterable[str], steps: Sequence[Operat
         operator = plugins.load("operators", step.name)
         options = operator.Options.model_validate(step.options)
         wrong = list(operator.check(options, extended if operator.TRAINING else config))
+        if operator.TRAINING and "base" in models[1:]:
+            wrong.append("teachers: base means the base, but an expert is called so; name the expert otherwise")
         if operator.TRAINING:
             wrong += [
                 f"teachers: there is no model {name!r}.{suggest(name, models)}"

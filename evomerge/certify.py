@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evomerge import records
+from evomerge import records, study
 from evomerge.candidate import FRAME, Progress, Score, parent_recipe, trains
 from evomerge.errors import CandidateError, ConfigError
 from evomerge.fitness import Entry
@@ -257,7 +257,8 @@ def truncation_differs(first: int, second: int, answers: int) -> bool:
 def run(plan: Plan, winner: Recipe, progress: Progress = lambda text: None) -> Certificate:
     """Certifies the winner of a study on workers of its own, and keeps the result: STUDY/certificate.json."""
     progress("starting workers for the hold-out tasks")
-    pool = open_pool(plan.experiment.workers, plan.setup(holdout=True))
+    left = study.left(plan, records.read_trials(plan.folder)) if plan.training else {}
+    pool = open_pool(plan.experiment.workers, replace(plan.setup(holdout=True), left=left))
     try:
         certificate = certify(plan, winner, pool)
     finally:

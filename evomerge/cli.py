@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -275,11 +275,8 @@ def extend(
     from evomerge import report, single
 
     _refuse_existing(output)
-    options: dict[str, Any] = {"method": method, **_settings(more)}
-    if factor is not None:
-        options["factor"] = factor
-    if target_length is not None:
-        options["target_length"] = target_length
+    given = {"method": method, "factor": factor, "target_length": target_length}
+    options = _apart({name: value for name, value in given.items() if value is not None}, _settings(more))
     found = single.extend(model, output, options, _step, text)
     if as_json:
         _print_json(found)
@@ -314,7 +311,8 @@ def distill(
     teachers, files = _pairs("--teacher", teacher), _pairs("--data", data)
     if lost := sorted(set(files) - {*teachers, single.STUDENT}):
         raise ConfigError("--data", [f"{name}: no --teacher has this name" for name in lost])
-    options = {"data": files, "teachers": {name: name for name in files}, "steps": steps, **_settings(more)}
+    own = {"data": files, "teachers": {name: name for name in files}, "steps": steps}
+    options = _apart(own, _settings(more))
     with report.TrainingBar(err, steps) as bar:
         found = single.distill(model, output, teachers, options, _step, bar.step, seed=seed)
     if as_json:
@@ -472,7 +470,7 @@ def _warn_before(plan: Plan) -> list[str]:
 
 
 def _choose(plan: Plan, number: int | None, pick: str | None) -> Any:
-    from evomerge import pareto, records
+    from evomerge import elites, pareto, records
 
     if number is not None and pick is not None:
         raise ConfigError("--pick", ["and --trial both choose a trial; give one of them"])
@@ -481,6 +479,9 @@ def _choose(plan: Plan, number: int | None, pick: str | None) -> Any:
         return pareto.pick(trials, pick)
     if number is None:
         winner = records.best(trials)
+        experiment = plan.experiment
+        if elites.pending(experiment.experts, experiment.operators, trials):
+            err.print("warning: the second phase is not finished; this is the best so far", style="yellow")
         if winner is None:
             raise StudyError(f"{plan.folder} has no finished trial yet")
         return winner
@@ -510,8 +511,17 @@ def _settings(given: Sequence[str] | None) -> dict[str, Any]:
         place = found
         for part in path:
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError("--set", [f"{name}: {part} is set to a value already"])
         place[last] = catalog.parse_yaml(text, f"--set {name}")
     return found
+
+
+def _apart(own: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the command's own, and those of --set, which are others."""
+    if both := sorted(set(own) & set(more)):
+        raise ConfigError("--set", [f"{name}: is an option of this command; give it as that" for name in both])
+    return {**own, **more}
 
 
 def _refuse_existing(output: Path) -> None:

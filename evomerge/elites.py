@@ -8,8 +8,10 @@ same training. A gain over the control is the merge's; the rest is the training'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from evomerge import records
 from evomerge.candidate import parent_recipe
@@ -39,37 +41,74 @@ def recipe(space: SearchSpace, frame: Frame, operators: Sequence[Operator], memb
     Args:
         operators: those of the second phase.
     """
-    if member.role == "parent":
-        return parent_recipe(decode(space, frame, initial(coordinates(space, frame))), member.of)
-    found = decode(space, frame, member.genome)
-    if member.role not in ("trained", "control"):
-        return found
-    steps = (*found.operators, *(operator.step() for operator in operators))
-    merged = parent_recipe(found, member.of) if member.role == "control" else found
-    return merged.model_copy(update={"operators": steps})
+    found = decode(space, frame, member.genome or initial(coordinates(space, frame)))
+    merged = parent_recipe(found, member.of) if member.role in ("parent", "control") else found
+    trained = [operator.step() for operator in operators] if member.role in ("trained", "control") else []
+    return merged.model_copy(update={"operators": (*found.operators, *trained)})
 
 
 def untrained(frame: Frame, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
     """The parents and the elites as they are: what the second phase needs to know first."""
     chosen = _elites(operators, trials)
+    genome = _acting(frame, chosen)
     return [
-        *(Member("parent", of=name) for name in ("base", *sorted(frame.experts))),
+        *(Member("parent", genome, of=name) for name in ("base", *sorted(frame.experts))),
         *(Member("elite", trial.genome) for trial in chosen),
     ]
 
 
-def trained(operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
+def trained(frame: Frame, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
     """The elites after training, and the control; none of what failed untrained."""
-    chosen = {trial.recipe for trial in _elites(operators, trials)}
-    elites = [
-        trial for trial in trials if trial.role == "elite" and trial.recipe in chosen and trial.value is not None
-    ]
-    found = [Member("trained", trial.genome) for trial in elites]
-    parent = best_parent(trials)
-    if elites and parent is not None:
-        first = max(elites, key=lambda trial: trial.value or 0.0)
-        found.append(Member("control", first.genome, of=parent.of))
+    chosen = _elites(operators, trials)
+    recipes, genome = {trial.recipe for trial in chosen}, _acting(frame, chosen)
+    ready = [t for t in trials if t.role == "elite" and t.recipe in recipes and t.value is not None]
+    found = [Member("trained", trial.genome) for trial in ready]
+    parent = best_parent([trial for trial in trials if trial.genome == genome])
+    if ready and parent is not None:
+        found.append(Member("control", genome, of=parent.of))
     return found
+
+
+def warnings(experts: Iterable[str], operators: Sequence[Operator], trials: Sequence[Trial]) -> list[str]:
+    """What can be said of a second phase by its trials."""
+    by_role = {role: [trial for trial in trials if trial.role == role] for role in get_args(Role)}
+    found = []
+    if pending(experts, operators, trials):
+        found.append("the second phase is not finished: `evomerge resume` goes on with it")
+    if failed := [trial for trial in (*by_role["trained"], *by_role["control"]) if trial.value is None]:
+        found.append(f"{len(failed)} trainings failed, the first by: {failed[0].reason}")
+    best = max((t for t in by_role["trained"] if t.value is not None), key=lambda t: t.value or 0.0, default=None)
+    if best is None:
+        return found
+    before = next((t for t in by_role["elite"] if t.genome == best.genome and t.value is not None), None)
+    if before is not None and (before.value or 0.0) > (best.value or 0.0):
+        found.append(
+            f"training made the best candidate no better ({before.value:.4f} before, {best.value:.4f} after); "
+            f"trial {before.number} is the same merge untrained"
+        )
+    control = max((t.value for t in by_role["control"] if t.value is not None), default=-math.inf)
+    if control >= (best.value or 0.0):
+        found.append(
+            f"a parent after the same training is no worse ({control:.4f}) than the best candidate "
+            f"({best.value:.4f}): what is gained is the training's, not the merge's"
+        )
+    return found
+
+
+def pending(experts: Iterable[str], operators: Sequence[Operator], trials: Sequence[Trial]) -> bool:
+    """Whether a second phase is begun and not at its end, as far as its trials tell."""
+    if not any(operator.training for operator in operators):
+        return False
+    roles = [trial.role for trial in trials]
+    ready = [trial for trial in trials if trial.role == "elite" and trial.value is not None]
+    parents = roles.count("parent")
+    whole = roles.count("trained") >= len(ready) and ("control" in roles or not ready)
+    return parents > 0 and not (parents > len(list(experts)) and "elite" in roles and whole)
+
+
+def _acting(frame: Frame, chosen: Sequence[Trial]) -> Genome:
+    """The genome whose operators act on parents and control: the first elite's; {} where none act on all."""
+    return dict(chosen[0].genome) if frame.operators and chosen else {}
 
 
 def best_parent(trials: Sequence[Trial]) -> Trial | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from pydantic import ValidationError
 from transformers import GenerationConfig
 
-from evomerge import __version__, candidate, catalog, mergekit_yaml, records, rope, tensors
+from evomerge import __version__, candidate, catalog, mergekit_yaml, records, rope, study, tensors
 from evomerge import recipe as recipes
 from evomerge.candidate import Progress, Setup, Survey, Workbench
 from evomerge.certify import CERTIFICATE, p_text
@@ -56,6 +57,7 @@ def export_trial(plan: Plan, trial: Trial, out: Path, progress: Progress) -> Pat
         _scores(trial),
         found,
         deltas=plan.folder / records.DELTAS,
+        left=study.left(plan, [trial]),
     )
 
 
@@ -171,6 +173,7 @@ def _write(
     certificate: dict[str, Any] | None,
     *,
     deltas: Path | None = None,
+    left: Mapping[str, str] | None = None,
     watch: Watch = unwatched,
 ) -> Path:
     out = out.resolve()
@@ -187,6 +190,7 @@ def _write(
         threads=max(1, torch.get_num_threads()),
         vocabulary=recipe.vocabulary,
         deltas=None if deltas is None else str(deltas),
+        left=left or {},
     )
     candidate.open_inputs(setup, progress, whole=True)
     bench = Workbench(setup)

@@ -202,7 +202,7 @@ def _located(value: Any, folder: Path, where: str, faults: list[str]) -> Any:
 def _genes(options: Any, path: str = "") -> Iterator[tuple[str, Gene | Choice]]:
     """The genes among options, with their dotted paths."""
     if isinstance(options, Mapping):
-        gene = _gene(options)
+        gene = _gene(options, path)
         if gene is not None:
             yield path, gene
             return
@@ -213,21 +213,22 @@ def _genes(options: Any, path: str = "") -> Iterator[tuple[str, Gene | Choice]]:
             yield from _genes(value, f"{path}.{number}")
 
 
-def _gene(value: Mapping[str, Any]) -> Gene | Choice | None:
-    if "choose" in value:
-        return Choice.model_validate(value)
-    if "low" not in value and "high" not in value:
+def _gene(value: Mapping[str, Any], path: str) -> Gene | Choice | None:
+    if not {"choose", "low", "high"} & set(value):
         return None
-    gene = Gene.model_validate(value)
-    if gene.per:
-        raise ValueError("per: an option holds for the whole model; remove it")
+    try:
+        gene = Choice.model_validate(value) if "choose" in value else Gene.model_validate(value)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{path}: {fault}" for fault in faults_of(error))) from error
+    if isinstance(gene, Gene) and gene.per:
+        raise ValueError(f"{path}.per: an option holds for the whole model; remove it")
     return gene
 
 
 def _filled(options: Any, value: Callable[[str, Gene | Choice], Any], path: str = "") -> Any:
     """Options with a value in the place of each gene."""
     if isinstance(options, Mapping):
-        gene = _gene(options)
+        gene = _gene(options, path)
         if gene is not None:
             return value(path, gene)
         return {key: _filled(one, value, f"{path}.{key}" if path else str(key)) for key, one in options.items()}

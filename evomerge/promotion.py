@@ -19,6 +19,7 @@ from evomerge.errors import StudyError
 from evomerge.recipe import OperatorStep, Recipe, Source
 from evomerge.records import Trial
 from evomerge.study import Plan, recipe_of
+from evomerge.training import files
 
 NAME = "promoted"
 MODEL, EXPERIMENT, STUDY = "model", "experiment.yaml", "study"
@@ -55,6 +56,9 @@ def promote(plan: Plan, trial: Trial, folder: Path, progress: Progress) -> Path:
         export.build(merged, plan.survey, folder / MODEL, progress, deltas=Path(deltas))
     experiment = plan.experiment
     experts = {**experiment.experts, _new_name(experiment.experts): Source(model=str((folder / MODEL).resolve()))}
+    if experiment.vocabulary is not None:  # where vocabularies are matched, hashes depend on who takes part
+        experts = {name: source.model_copy(update={"sha256": None}) for name, source in experts.items()}
+        experiment = experiment.model_copy(update={"base": experiment.base.model_copy(update={"sha256": None})})
     changes = {"experts": experts, "study": str((folder / STUDY).resolve()), "starts": ()}
     path = folder / EXPERIMENT
     with records.saving(path):
@@ -71,8 +75,11 @@ def _kept(plan: Plan, trial: Trial, recipe: Recipe, position: int, folder: Path)
             "these would act twice; train with method: lora, or promote an `evomerge export` of your own"
         )
     left = plan.folder / records.DELTAS / delta_file(recipe, position)
-    if not left.is_file():
-        raise StudyError(f"{left}, which training left, is gone; `evomerge export` of the trial trains again")
+    found = files.read(left)
+    if found is None or found[1][files.HASH] != record["sha256"]:
+        raise StudyError(
+            f"{left}, which training left, is gone or damaged; `evomerge export` of the trial trains again"
+        )
     shutil.copy(left, folder / f"{record['sha256']}.safetensors")
     return step.model_copy(update={"delta": record["sha256"]})
 

@@ -101,9 +101,9 @@ class Trial:
     recipe: str
     fitness: str
     value: float | None
-    tasks: dict[str, float]
-    climbed: dict[str, float]
-    seconds: dict[str, float]
+    tasks: dict[str, float] = field(default_factory=dict)
+    climbed: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     documents: int = 0
     truncated: int = 0

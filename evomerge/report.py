@@ -182,6 +182,7 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
     spent = [trial.seconds for trial in trials if trial.seconds]
     budget: Budget = experiment.budget
     several = experiment.fitness.objective == "pareto"
+    second = elites.warnings(experiment.experts, experiment.operators, every)
     advised = advice.after(
         trials,
         advice.coordinates_of(experiment.space, experiment.operators, trials),
@@ -204,7 +205,7 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
         "elapsed": max((trial.elapsed for trial in trials), default=0.0),
         "best": None if best is None else trial_json(best),
         **({"trained": rows} if (rows := training_rows(every, elites.best_parent(every))) else {}),
-        "warnings": [*([] if best is None else _warnings(best, finished, Path(folder))), *advised],
+        "warnings": [*([] if best is None else _warnings(best, finished, Path(folder))), *advised, *second],
         **(_front(trials) if several and finished else {}),
     }
 

@@ -85,8 +85,8 @@ def distill(
         EvomergeError: a model, a file or an option does not do, or `out` cannot be written.
     """
     quiet()
-    if STUDENT in teachers:
-        raise ConfigError("--teacher", [f"{STUDENT} is the model itself; name the teacher otherwise"])
+    if taken := sorted({STUDENT, "base"} & set(teachers)):
+        raise ConfigError("--teacher", [f"{taken[0]} means the model itself; name the teacher otherwise"])
     step = _step("distillation", options)
     experts = {STUDENT: _source(model), **{name: _source(one) for name, one in teachers.items()}}
     survey = candidate.survey(experts[STUDENT], experts, dtype, progress)

@@ -285,6 +285,18 @@ def recipe_of(plan: Plan, trial: Trial) -> Recipe:
     return recipe
 
 
+def left(plan: Plan, trials: Iterable[Trial]) -> dict[str, str]:
+    """What training left, by the names of its files: see `candidate.Setup.left`."""
+    found = {}
+    for trial in trials:
+        if trial.left:
+            recipe = recipe_of(plan, trial)
+            for position, step in enumerate(recipe.operators):
+                if step.name in trial.left:
+                    found[candidate.delta_file(recipe, position)] = str(trial.left[step.name]["sha256"])
+    return found
+
+
 def _all_failed(trials: Sequence[Trial], which: str) -> str:
     reasons = sorted({trial.reason or "" for trial in trials})
     return f"{which} failed:\n" + "\n".join(f"  {reason}" for reason in reasons[:3])
@@ -460,7 +472,7 @@ class Study:
         """Trains the elites and the control, each once, whatever of them the log has already."""
         operators = self._plan.training
         self._evaluate_members(elites.untrained(self._plan.frame, operators, self.trials))
-        self._evaluate_members(elites.trained(operators, self.trials))
+        self._evaluate_members(elites.trained(self._plan.frame, operators, self.trials))
 
     def _evaluate_members(self, members: Sequence[Member]) -> None:
         """Evaluates what of the second phase is not in the log yet, and logs it in its order."""
@@ -499,9 +511,6 @@ class Study:
             recipe=recipe.sha256,
             fitness=self._fitness,
             value=None if score is None else score.measured.value,
-            tasks={},
-            climbed={},
-            seconds={},
             elapsed=self._seconds(),
             reason=outcome.reason,
             role=member.role,
@@ -537,9 +546,6 @@ class Study:
             recipe=recipe.sha256,
             fitness=self._fitness,
             value=line.value,
-            tasks={},
-            climbed={},
-            seconds={},
             documents=line.documents,
             elapsed=self._seconds(),
             reason=line.reason,

@@ -180,7 +180,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "none": {},
     "ntk": {"method": "ntk"},
     "yarn": {"method": "yarn"},
-    "yarn, truncated": {"method": "yarn", "truncate": True},
+    "yarn, not truncated": {"method": "yarn", "truncate": False},
     "linear": {"method": "linear"},
     "llama3": {"method": "llama3"},
 }
@@ -277,7 +277,7 @@ def _yarn(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def compared(model: LlamaForCausalLM, asked: Exam, options: Mapping[str, float]) -> dict[str, Reading]:
     """YaRN as it comes, and with the options found, on documents that the search did not see."""
-    readings = untuned(model, asked, ("yarn", "yarn, truncated"))
+    readings = untuned(model, asked, ("yarn", "yarn, not truncated"))
     with stretched(model, _yarn(options)):
         readings["found"] = read(model, asked)
     return readings

@@ -85,8 +85,9 @@ def test_it_comes_back_as_it_was_dumped(texts: Path) -> None:
         ({"context_extension": {"factor": {"low": 0.5, "high": 2.0}}}, "context_extension.factor: .*greater"),
         (
             {"context_extension": {"factor": {"low": 1.0, "high": 2.0, "per": ["layer"]}}},
-            "holds for the whole model",
+            "factor.per: .*whole model",
         ),
+        ({"context_extension": {"factor": {"low": 2, "high": 1}}}, "factor: low must be below high"),
         ({"context_extension": {"beta": 2.0, "factor": 2.0}}, "context_extension.beta: is no key here"),
         ({"context_extension": [1]}, "must be a mapping of the operator's options"),
         ({"distillation": {"data": {}, "lr": {"low": 1e-5, "high": 1e-3}}}, "lr: what trains is not searched"),

@@ -21,6 +21,7 @@ class _Experiment:
     budget = Budget(candidates=5)
     sampler = SamplerChoice(name="nsga2")
     space = SearchSpace.model_validate({"method": "linear", "genes": {"weight": {"low": 0.0, "high": 1.0}}})
+    experts = ("a", "b")
     operators = ()
     fitness = Fitness(search=(Entry(task="maths"), Entry(task="code")))
 

@@ -127,7 +127,21 @@ def test_bad_input_is_told_in_a_line(family: Path, tmp_path: Path, texts: Path) 
     data = ["--data", f"bee={texts}"]
     assert "64 tokens" in fails("distill", ant, out, *teacher, *data, "--set", "length=65")
     assert "bee: is there twice" in fails("distill", ant, out, *teacher, *teacher, *data)
-    assert "is the model itself" in fails("distill", ant, out, "--teacher", f"student={bee}", *data, *teacher)
+    assert "means the model itself" in fails("distill", ant, out, "--teacher", f"student={bee}", *data, *teacher)
+    assert "means the model itself" in fails(
+        "distill", ant, out, "--teacher", f"base={bee}", "--data", f"base={texts}"
+    )
+    assert "loss is set to a value" in fails(
+        "distill", ant, out, *teacher, *data, "--set", "loss=3", "--set", "loss.kind=jsd"
+    )
+    assert "factor: is an option of this command" in fails("extend", ant, out, "--factor", 2, "--set", "factor=3")
+    deep, short = tmp_path / "deep.jsonl", ("--set", "length=32")
+    deep.write_text("[" * 200_000)
+    assert "line 1: is not JSON" in fails("distill", ant, out, *teacher, "--data", f"bee={deep}", *short)
+    half = tmp_path / "half.jsonl"
+    half.write_text('{"text": "ab\\ud800cd"}\n')
+    assert "half of a surrogate pair" in fails("distill", ant, out, *teacher, "--data", f"bee={half}", *short)
+    assert not out.exists()
     out.mkdir()
     (out / "file").touch()
     assert "exists already" in fails("extend", ant, out, "--factor", 2)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from evomerge import certify, config, elites, export, fitness, promotion, records, report, study
 from evomerge.candidate import Setup, Workbench
-from evomerge.errors import ConfigError, StudyError
+from evomerge.errors import CandidateError, ConfigError, StudyError
 from evomerge.loading import load_model, load_tokenizer
 from evomerge.records import Trial
 from evomerge.study import Plan
@@ -362,3 +363,68 @@ def test_what_was_trained_whole_after_other_operators_is_not_promoted(
     assert winner is not None
     with pytest.raises(StudyError, match="these would act twice"):
         promotion.promote(plan, winner, tmp_path / "round", silent)
+
+
+# --- what goes wrong, and is told ---
+
+
+def test_training_that_comes_to_something_else_is_no_longer_what_was_scored(
+    write_experiment: Write, both: Any, tmp_path: Path
+) -> None:
+    plan = lay(write_experiment, both, **WHOLE)
+    trials = search(plan)
+    winner = records.best(trials)
+    assert winner is not None
+    log = plan.folder / records.JOURNAL
+    trained = winner.left["distillation"]["sha256"]
+    log.write_text(log.read_text().replace(trained, "0" * 64))  # as if it had been trained to these weights
+    shutil.rmtree(plan.folder / records.DELTAS)
+    with pytest.raises(CandidateError, match=r"was trained again, because .* was lost"):
+        certify.run(plan, study.recipe_of(plan, winner))
+    (changed,) = [trial for trial in records.read_trials(plan.folder) if trial.number == winner.number]
+    with pytest.raises(CandidateError, match="came to something else"):
+        export.export_trial(plan, changed, tmp_path / "out", silent)
+    names = {path.name for path in (plan.folder / records.DELTAS).iterdir()}
+    assert set(study.left(plan, [changed])).isdisjoint(names), "what is not the candidate's is not kept"
+
+
+def test_parents_and_control_stand_on_the_same_operators(write_experiment: Write, both: Any) -> None:
+    both[1]["distillation"] |= {"steps": 0}
+    trials = search(lay(write_experiment, both, **WHOLE))
+    (control,) = [trial for trial in trials if trial.role == "control"]
+    (before,) = [trial for trial in trials if trial.role == "parent" and trial.of == control.of]
+    assert control.value == before.value, "no steps change nothing"
+
+
+def test_an_unfinished_second_phase_is_told(write_experiment: Write, both: Any) -> None:
+    plan = lay(write_experiment, both, **WHOLE)
+    whole = search(plan)
+    experiment = plan.experiment
+    for count in range(len(whole) + 1):
+        said = report.summary(whole[:count], experiment, str(plan.folder))["warnings"] if count else []
+        begun = any(not trial.searched for trial in whole[:count])
+        unfinished = any("the second phase is not finished" in line for line in said)
+        assert unfinished == (begun and count < len(whole)), count
+
+
+def test_a_control_that_is_no_worse_is_told(write_experiment: Write, both: Any) -> None:
+    plan = lay(write_experiment, both, **WHOLE)
+    trials = search(plan)
+    best = records.best(trials)
+    assert best is not None
+
+    def said(value: float) -> str:
+        others = [replace(t, value=value) if t.role == "control" else t for t in trials]
+        return " ".join(report.summary(others, plan.experiment, str(plan.folder))["warnings"])
+
+    assert "is the training's, not the merge's" in said((best.value or 0.0) + 0.01)
+    assert "is the training's, not the merge's" not in said((best.value or 0.0) - 0.01)
+
+
+def test_the_next_round_of_matched_vocabularies_runs(write_experiment: Write, both: Any, tmp_path: Path) -> None:
+    plan = lay(write_experiment, both, **WHOLE, vocabulary="union")
+    winner = records.best(search(plan))
+    assert winner is not None
+    path = promotion.promote(plan, winner, tmp_path / "round", silent)
+    assert all(source.sha256 is None for source in config.load(path).experts.values())
+    assert search(begin(path))

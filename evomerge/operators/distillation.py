@@ -38,7 +38,7 @@ from evomerge.training.loop import Course, Sample, Supply, mean_loss, train
 TOUCHES = frozenset({"weights"})
 TRAINING = True
 
-_RATES = {"lora": 2e-4, "full": 2e-5}
+_RATES = {"lora": 1e-3, "full": 2e-5}
 _PROBE = 8  # rows of each domain, on which the loss is taken before and after
 _RECORD = "record"  # the metadata's key in the file that is kept
 _HALF_SCALE = 1024.0
@@ -64,7 +64,7 @@ class Options(Strict):
     speculative ones. These two always have live targets.
 
     batch: rows of a step, the same number of each domain; at most `batch_tokens` tokens go through the model at
-    once. lr: 2e-4 for `lora`, 2e-5 for `full`. steps, tokens, seconds: whichever comes first; what `seconds` ends
+    once. lr: 1e-3 for `lora`, 2e-5 for `full`. steps, tokens, seconds: whichever comes first; what `seconds` ends
     cannot be trained again to the same bits."""
 
     data: dict[str, CorpusField] = Field(min_length=1)

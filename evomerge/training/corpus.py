@@ -169,12 +169,14 @@ def entropy(*key: Any) -> int:
 def _text(line: str, path: Path, number: int) -> Text:
     try:
         data = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(str(path), [f"line {number}: is not JSON: {error}"]) from error
     keys = set(data) if isinstance(data, dict) else set()
     if keys not in ({"text"}, {"prompt", "completion"}) or not all(isinstance(v, str) for v in data.values()):
         wanted = '{"text": ...} or {"prompt": ..., "completion": ...}'
         raise ConfigError(str(path), [f"line {number}: must be {wanted}, with strings and no other keys"])
+    if any("\ud800" <= sign <= "\udfff" for value in data.values() for sign in value):
+        raise ConfigError(str(path), [f"line {number}: holds half of a surrogate pair, which is no text"])
     last = data.get("text", data.get("completion"))
     if not last:
         raise ConfigError(str(path), [f"line {number}: is empty"])
