@@ -27,6 +27,7 @@ import transformers
 from pydantic import Field
 from torch import Tensor, nn
 
+from evomerge import rope
 from evomerge.errors import CandidateError, ConfigError
 from evomerge.operators import Applied, Context, Cost
 from evomerge.recipe import Corpus, CorpusField, Strict
@@ -39,6 +40,7 @@ TOUCHES = frozenset({"weights"})
 TRAINING = True
 
 _RATES = {"lora": 1e-3, "full": 2e-5}
+_LENGTH = 512  # of rows, if nothing is said
 _PROBE = 8  # rows of each domain, on which the loss is taken before and after
 _RECORD = "record"  # the metadata's key in the file that is kept
 _HALF_SCALE = 1024.0
@@ -56,7 +58,8 @@ class Loss(Strict):
 
 class Options(Strict):
     """data: domain -> its texts, of which `rows` rows of at most `length` tokens are used, evenly spread. teachers:
-    domain -> an expert or `base`, or several, whose probabilities' mean is learned.
+    domain -> an expert or `base`, or several, whose probabilities' mean is learned. length: by default 512, or what
+    the model was made for if that is less.
 
     targets: how many likeliest tokens of a teacher's answers are kept on disk, or `live` to ask it at each step.
     text: the data, or what the teacher, the student, or both (`speculative`) make of its beginnings; the student's
@@ -80,7 +83,7 @@ class Options(Strict):
     warmup: float = Field(default=0.1, ge=0.0, le=1.0)
     decay: Literal["linear", "cosine"] = "cosine"
     clip: float = Field(default=1.0, gt=0.0)
-    length: int = Field(default=512, ge=2)
+    length: int | None = Field(default=None, ge=2)
     rows: int = Field(default=1024, ge=1)
     batch: int = Field(default=16, ge=1)
     batch_tokens: int = Field(default=2048, ge=1)
@@ -108,7 +111,7 @@ def check(options: Options, config: Any) -> list[str]:
     if options.batch < len(options.data):
         faults.append(f"batch: has a row for {options.batch} of {len(options.data)} domains; raise it")
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and options.length > longest:
+    if longest is not None and options.length is not None and options.length > longest:
         faults.append(f"length: is more than the {longest} tokens that the model is meant for")
     return faults
 
@@ -121,14 +124,14 @@ def reach(options: Options, config: Any) -> int | None:
 def estimate(options: Options, parameters: int) -> Cost:
     """From the usual shape of a transformer: layers 128 times as wide as they are many, seven matrices in each."""
     steps = options.steps
-    tokens = steps * _each(options) * len(options.data) * options.length
+    tokens = steps * _each(options) * len(options.data) * (options.length or _LENGTH)
     if options.tokens is not None:
         tokens = min(tokens, options.tokens)
     width = (128 * parameters / 12) ** (1 / 3)
     trained = parameters if options.method == "full" else round(19 * width**2 / 128 * options.rank)
     answers = 0
     if _answered(options) and isinstance(options.targets, int) and not _live(options):
-        answers = 6 * options.targets * options.rows * options.length * len(options.data)
+        answers = 6 * options.targets * options.rows * (options.length or _LENGTH) * len(options.data)
     return Cost(
         seconds=options.seconds or 0.0,
         steps=steps,
@@ -193,7 +196,7 @@ def _learn(model: Any, options: Options, context: Context) -> None:
             model.get_output_embeddings().weight.shape[0],
             options.loss.temperature,
         )
-        hashes, rows = _read(options, context)
+        hashes, rows = _read(options, context, _length(options, model))
         lessons = _prepare(model, options, context, parents, rows)
         arrays, outcome, trained_bytes = _train(model, options, context, lessons)
         record |= outcome
@@ -216,7 +219,19 @@ def _learn(model: Any, options: Options, context: Context) -> None:
     files.write(context.kept, arrays, {_RECORD: json.dumps(record)})
 
 
-def _read(options: Options, context: Context) -> tuple[dict[str, str], dict[str, list[Row]]]:
+def _length(options: Options, model: Any) -> int:
+    """Tokens of a row: by default no more than the model was made for, and with it its teachers."""
+    if options.length is not None:
+        return options.length
+    config = model.config.get_text_config()
+    try:
+        made_for = rope.original_length(config)
+    except CandidateError:
+        made_for = getattr(config, "max_position_embeddings", _LENGTH)
+    return min(_LENGTH, made_for)
+
+
+def _read(options: Options, context: Context, length: int) -> tuple[dict[str, str], dict[str, list[Row]]]:
     """Domain -> its file's sha256, and -> its rows."""
     hashes, rows = {}, {}
     for domain, file in sorted(options.data.items()):
@@ -226,7 +241,7 @@ def _read(options: Options, context: Context) -> tuple[dict[str, str], dict[str,
                 raise CandidateError(
                     f"data.{domain}: {file.path} has the sha256 {hashes[domain]}, not {file.sha256}; it was changed"
                 )
-            rows[domain] = corpus.rows(Path(file.path), context.tokenizer, options.length, options.rows)
+            rows[domain] = corpus.rows(Path(file.path), context.tokenizer, length, options.rows)
         except ConfigError as error:
             raise CandidateError(f"data.{domain}: {error}") from error
     return hashes, rows
@@ -269,12 +284,16 @@ def _train(
         if options.method == "lora":
             factors = lora.factors(model, options.rank, context.seed)
             leaves = {name: nn.Parameter(tensor) for name, tensor in factors.items()}
-            undo.enter_context(forward.training(model, (), options.length, checkpointing=options.checkpointing))
+            undo.enter_context(
+                forward.training(model, (), _length(options, model), checkpointing=options.checkpointing)
+            )
             undo.enter_context(lora.hooked(model, leaves))
         else:
             leaves = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
             undo.enter_context(
-                forward.training(model, list(leaves.values()), options.length, checkpointing=options.checkpointing)
+                forward.training(
+                    model, list(leaves.values()), _length(options, model), checkpointing=options.checkpointing
+                )
             )
 
         def per_token(samples: Sequence[Sample]) -> Tensor:

@@ -16,6 +16,7 @@ from evomerge import tensors
 from evomerge.errors import CandidateError
 from evomerge.operators import Applied, Context, distillation
 from evomerge.operators.distillation import Options
+from evomerge.rope import set_rope
 from evomerge.training import corpus, files
 from tests.conftest import LETTERS, make_tokenizer, save_family
 
@@ -390,3 +391,16 @@ def test_it_says_which_files_and_teachers_it_wants(data: dict[str, str]) -> None
     assert distillation.teachers(given) == {"ant", "base", "bee"}
     assert {domain: file.path for domain, file in distillation.corpora(given).items()} == data
     assert Options.model_validate(given.model_dump(mode="json")) == given
+
+
+def test_rows_are_by_default_no_longer_than_the_model_reads(
+    merged: Open, data: dict[str, str], context: Any
+) -> None:
+    given = options(data, length=None, steps=1)
+    assert distillation.check(given, merged().config) == []
+    model = merged()
+    assert distillation._length(given, model) == 64
+    yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}
+    set_rope(model, yarn, max_position_embeddings=128)
+    assert distillation._length(given, model) == 64, "its teachers read no further"
+    assert heal(merged, given, context())[1].record["steps"] == 1
