@@ -148,7 +148,7 @@ def test_a_family_is_surveyed_merged_and_exported_exactly(kin: tuple[str, Path],
         Recipe.model_validate(
             {**recipe, "base": survey.base, "experts": survey.experts, "dtype": survey.dtype, "layers": LAYERS}
         )
-    )
+    ).model
     merged = dict(model.named_parameters())
     wanted = expected(folder)
     assert list(merged) == list(wanted) == survey.names

@@ -698,7 +698,7 @@ def test_a_workbench_makes_what_is_missing_and_merges_mixtures_exactly(mixtures:
         layers=found.layers,
         parameters={"weight": 0.5},
     )
-    model = bench.build(recipe)
+    model = bench.build(recipe).model
     base, ant = live(mixtures / "base"), live(mixtures / "ant")
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(

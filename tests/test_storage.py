@@ -68,6 +68,8 @@ def full() -> Trial:
         known=2,
         gradient={"weight.a": -1e-300},
         course="c",
+        of="maths",
+        left={"distillation": {"steps": 3, "loss": [[1, 0.1]]}},
     )
 
 

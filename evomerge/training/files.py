@@ -17,6 +17,7 @@ from evomerge import tensors
 from evomerge.errors import StudyError
 
 HASH = "sha256"  # the metadata's key for the hash of the tensors
+_TRIES = 5  # another process may put its file in place between the reading of metadata and tensors
 
 
 def write(path: Path, arrays: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
@@ -45,12 +46,15 @@ def write(path: Path, arrays: Mapping[str, Tensor], about: Mapping[str, str] | N
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """The tensors of a file that `write` wrote, on the CPU, and its metadata; None if there is none, or it is
     damaged."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = dict(file.metadata() or {})
-    except (OSError, SafetensorError):
-        return None
-    return (found, about) if about.get(HASH) == tensors.sha256(found) else None
+    for _ in range(_TRIES):
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                about = dict(file.metadata() or {})
+        except (OSError, SafetensorError):
+            continue
+        if about.get(HASH) == tensors.sha256(found):
+            return found, about
+    return None
