@@ -467,38 +467,42 @@ def check_operators(base: Source, experts: Iterable[str], steps: Sequence[Operat
         ConfigError: with all their faults.
     """
     faults: list[str] = []
-    if not steps:
-        return
-    config = _config(base)
-    models = ["base", *experts]
-    extended = copy.deepcopy(config)  # what is trained after a pure operator reads as far as that allows
-    if (longest := longest_text(base, steps)) is not None:
-        extended.get_text_config().max_position_embeddings = longest
-    for step in steps:
+    models, sound = ["base", *experts], list[OperatorStep]()
+    config = _config(base) if steps else None
+    for step in sorted(steps, key=trains):
         operator = plugins.load("operators", step.name)
         options = operator.Options.model_validate(step.options)
-        wrong = list(operator.check(options, extended if operator.TRAINING else config))
-        if operator.TRAINING and "base" in models[1:]:
-            wrong.append("teachers: base means the base, but an expert is called so; name the expert otherwise")
         if operator.TRAINING:
+            wrong = list(operator.check(options, _extended(config, longest_text(base, sound))))
+            if "base" in models[1:]:
+                wrong.append("teachers: base means the base, but an expert is called so; name the expert otherwise")
             wrong += [
                 f"teachers: there is no model {name!r}.{suggest(name, models)}"
                 for name in sorted(operator.teachers(options) - set(models))
             ]
+        else:
+            wrong = list(operator.check(options, config))
+            sound += [] if wrong else [step]
         faults += [line for line in (f"{step.name}.{one}" for one in wrong) if line not in faults]
     if faults:
         raise ConfigError("operators", faults)
 
 
+def _extended(config: Any, length: int | None) -> Any:
+    """A config as it is after a model's context was extended: what is trained then may read as far."""
+    found = copy.deepcopy(config)
+    if length is not None:
+        found.get_text_config().max_position_embeddings = length
+    return found
+
+
 def longest_text(base: Source, steps: Sequence[OperatorStep]) -> int | None:
-    """The longest text, in tokens, that operators make a model fit for; None if they change nothing."""
+    """The longest text, in tokens, that sound operators make a model fit for; None if they change nothing."""
     config = _config(base) if steps else None
     reaches = []
     for step in steps:
         operator = plugins.load("operators", step.name)
-        options = operator.Options.model_validate(step.options)
-        if not operator.TRAINING and not operator.check(options, config):  # with faults there is no telling
-            reaches.append(operator.reach(options, config))
+        reaches.append(operator.reach(operator.Options.model_validate(step.options), config))
     return max((reach for reach in reaches if reach is not None), default=None)
 
 

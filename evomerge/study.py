@@ -43,13 +43,18 @@ SMALL_ENOUGH_TO_HASH = 2 << 30  # bytes of a model up to which every candidate's
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment laid over its models: what a study needs besides workers."""
+    """An experiment laid over its models: what a study needs besides workers.
+
+    Attributes:
+        longest: tokens of the longest text that some candidate is meant for; None if that is the base's own length.
+    """
 
     experiment: Experiment
     survey: Survey
     frame: Frame
     coordinates: list[Coordinate]
     folder: Path
+    longest: int | None = None
 
     @property
     def model_bytes(self) -> int:
@@ -78,11 +83,6 @@ class Plan:
     def training(self) -> list[Operator]:
         """The operators of the second phase."""
         return [operator for operator in self.experiment.operators if operator.training]
-
-    @property
-    def longest(self) -> int | None:
-        """Tokens of the longest text that some candidate is meant for; None if that is the base's own length."""
-        return candidate.longest_text(self.survey.base, _extremes(self.experiment))
 
 
 def plan(experiment: Experiment, progress: candidate.Progress = lambda text: None) -> Plan:
@@ -118,7 +118,8 @@ def plan(experiment: Experiment, progress: candidate.Progress = lambda text: Non
     # earlier studies may lose.
     starts = warm.resolve(points, experiment.starts, earlier)
     experiment = experiment.model_copy(update={"base": survey.base, "experts": survey.experts, "starts": starts})
-    return Plan(experiment, survey, frame, points, Path(experiment.study))
+    longest = candidate.longest_text(survey.base, pure)
+    return Plan(experiment, survey, frame, points, Path(experiment.study), longest)
 
 
 def create(experiment: Experiment) -> Path:
