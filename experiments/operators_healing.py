@@ -208,6 +208,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hard labels, lora": _options("lora", loss={"hard": 1.0}),
     "forward KL, live": _options("full", **_LIVE),
     "forward KL, top 8": _options("full", teachers=_BY_DOMAIN, targets=TOP_K),
+    "forward KL, top 64": _options("full", teachers=_BY_DOMAIN),  # as many as the operator keeps if nothing is said
     "forward KL, lora, live": _options("lora", **_LIVE),
     "forward KL, lora, top 8": _options("lora", teachers=_BY_DOMAIN, targets=TOP_K),
     "reverse KL, live": _options("full", loss={"kind": "reverse_kl"}, **_LIVE),
