@@ -80,11 +80,11 @@ def warnings(experts: Iterable[str], operators: Sequence[Operator], trials: Sequ
     best = max((t for t in by_role["trained"] if t.value is not None), key=lambda t: t.value or 0.0, default=None)
     if best is None:
         return found
-    before = next((t for t in by_role["elite"] if t.genome == best.genome and t.value is not None), None)
-    if before is not None and (before.value or 0.0) > (best.value or 0.0):
+    same = before(best, trials)
+    if same is not None and (same.value or 0.0) > (best.value or 0.0):
         found.append(
-            f"training made the best candidate no better ({before.value:.4f} before, {best.value:.4f} after); "
-            f"trial {before.number} is the same merge untrained"
+            f"training made the best candidate no better ({same.value:.4f} before, {best.value:.4f} after); "
+            f"trial {same.number} is the same merge untrained"
         )
     control = max((t.value for t in by_role["control"] if t.value is not None), default=-math.inf)
     if control >= (best.value or 0.0):
@@ -109,6 +109,12 @@ def pending(experts: Iterable[str], operators: Sequence[Operator], trials: Seque
 def _acting(frame: Frame, chosen: Sequence[Trial]) -> Genome:
     """The genome whose operators act on parents and control: the first elite's; {} where none act on all."""
     return dict(chosen[0].genome) if frame.operators and chosen else {}
+
+
+def before(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
+    """What was trained to a trial: the elite, or the control's parent; None if it has not been scored."""
+    untrained = Member("parent" if trial.of else "elite", trial.genome, trial.of)
+    return next((one for one in trials if untrained.same(one) and one.value is not None), None)
 
 
 def best_parent(trials: Sequence[Trial]) -> Trial | None:

@@ -226,9 +226,9 @@ def _write(
         mergekit = mergekit_yaml.write(recipe, survey.names) if survey.plain else None
         if mergekit is not None:
             (aside / "mergekit.yaml").write_text(mergekit, encoding="utf-8")
-        about = {"recipe": recipe.sha256, "weights_sha256": digest, "scores": scores, "certificate": certificate}
-        about |= {"training": dict(built.left)} if built.left else {}
-        (aside / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        origin = {"recipe": recipe.sha256, "weights_sha256": digest, "scores": scores, "certificate": certificate}
+        origin |= {"training": dict(built.left)} if built.left else {}
+        (aside / ABOUT).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
         card = model_card(recipe, digest, scores, certificate, mergekit=mergekit is not None)
         card.save(aside / "README.md")
     progress("loading it again to compare")

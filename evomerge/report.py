@@ -204,7 +204,7 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
         },
         "elapsed": max((trial.elapsed for trial in trials), default=0.0),
         "best": None if best is None else trial_json(best),
-        **({"trained": rows} if (rows := training_rows(every, elites.best_parent(every))) else {}),
+        **({"trained": rows} if (rows := training_rows(every)) else {}),
         "warnings": [*([] if best is None else _warnings(best, finished, Path(folder))), *advised, *second],
         **(_front(trials) if several and finished else {}),
     }
@@ -273,20 +273,18 @@ def summary_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def training_rows(trials: Sequence[Trial], parent: Trial | None) -> list[dict[str, Any]]:
-    """What the second phase came to, as plain values: the best parent, the control, and the elites, each before and
-    after training; the best trained first."""
-    ready = {(t.role, t.recipe): t for t in trials if not t.searched}
-    after = [t for t in trials if t.role in ("trained", "control")]
-    before = {str(t.genome): t for t in ready.values() if t.role == "elite"}
+def training_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """What the second phase came to, as plain values: the elites and the control, each before and after training;
+    the best trained first."""
     rows = []
-    for trial in after:
-        control = trial.role == "control"
-        untrained = parent if control else before.get(str(trial.genome))
+    for trial in trials:
+        if trial.role not in ("trained", "control"):
+            continue
+        before = elites.before(trial, trials)
         rows.append(
             {
-                "name": f"control: {trial.of}" if control else f"trial {trial.number}",
-                "before": None if untrained is None else untrained.value,
+                "name": f"control: {trial.of}" if trial.of else f"trial {trial.number}",
+                "before": None if before is None else before.value,
                 "after": trial.value,
                 "steps": sum(one["steps"] for one in trial.left.values()),
                 "tokens": sum(one["tokens"] for one in trial.left.values()),

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -459,11 +459,8 @@ class Study:
     def keep(self, line: Evaluated) -> Evaluated:
         """Logs a line. The answer is not kept: it holds the scores of every document."""
         trial = self._trial(line)
-        self._journal.add(trial)
-        self.trials.append(trial)
+        self._log(trial)
         self._lines.append(self._line(trial))
-        if trial.value is not None and trial.whole:
-            self._scored.add(trial.recipe)
         self._observer.trial(trial)
         return replace(self._lines[-1], answer=line.answer)
 
@@ -504,51 +501,58 @@ class Study:
 
     def _keep_member(self, member: Member, recipe: Recipe, generation: int, slot: int, outcome: Outcome) -> None:
         score = outcome.score
-        blank = Trial(
-            number=len(self.trials),
+        trial = self._new(
             generation=generation,
             slot=slot,
             genome=member.genome,
             recipe=recipe.sha256,
-            fitness=self._fitness,
             value=None if score is None else score.measured.value,
-            elapsed=self._seconds(),
             reason=outcome.reason,
             role=member.role,
             of=member.of,
-            course=self._course,
         )
         if score is not None:
             repeated = recipe.sha256 in self._scored
             whole = sum(len(task.documents) for task in score.report.tasks.values())
-            blank = replace(
-                _scored(blank, score),
+            trial = replace(
+                _scored(trial, score),
                 seconds={} if repeated else score.seconds,
                 tokens=0 if repeated else score.report.tokens,
                 documents=0 if repeated else whole,
                 left=score.left,
             )
-            self._scored.add(recipe.sha256)
-        self._journal.add(blank)
-        self.trials.append(blank)
-        self._observer.trial(blank)
+        self._log(trial)
+        self._observer.trial(trial)
 
     # --- trials and lines ---
+
+    def _new(self, **known: Any) -> Trial:
+        """The next trial of the log."""
+        return Trial(
+            number=len(self.trials),
+            fitness=self._fitness,
+            elapsed=self._seconds(),
+            course=self._course,
+            **known,
+        )
+
+    def _log(self, trial: Trial) -> None:
+        self._journal.add(trial)
+        self.trials.append(trial)
+        if trial.value is not None and trial.whole:
+            self._scored.add(trial.recipe)
 
     def _trial(self, line: Evaluated) -> Trial:
         recipe = decode(self._plan.experiment.space, self._plan.frame, line.genome)
         answer = line.answer
         assert answer is not None
-        blank = Trial(
-            number=len(self.trials),
+        blank = self._new(
             generation=line.generation,
             slot=line.slot,
             genome=line.genome,
             recipe=recipe.sha256,
-            fitness=self._fitness,
             value=line.value,
             documents=line.documents,
-            elapsed=self._seconds(),
             reason=line.reason,
             role=line.role,
             blocks=line.blocks,
@@ -556,7 +560,6 @@ class Study:
             incumbent=line.incumbent,
             known=line.known,
             gradient=None if line.gradient is None else dict(line.gradient),
-            course=self._course,
         )
         if line.reason is not None:
             return replace(blank, documents=0)

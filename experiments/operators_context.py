@@ -103,24 +103,29 @@ def _passage(sources: Sequence[bytes], size: int, rng: random.Random) -> bytes:
     return source[start : start + size]
 
 
+def untrained(length: int) -> LlamaForCausalLM:
+    """The tiny model, for texts of so many bytes: 0.12 M parameters, drawn from torch's generator."""
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config)
+
+
 def train(seed: int, steps: int = 700, batch: int = 24) -> LlamaForCausalLM:
     """The tiny model, trained at WINDOW bytes. The same seed gives the same weights on one thread."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=256,
-            hidden_size=64,
-            intermediate_size=192,
-            num_hidden_layers=2,
-            num_attention_heads=HEADS,
-            num_key_value_heads=HEADS,
-            max_position_embeddings=WINDOW,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-            attn_implementation="sdpa",
-        )
-        model = LlamaForCausalLM(config)
+        model = untrained(WINDOW)
     learn(model, WINDOW, steps, seed, batch=batch, rate=4e-3, warmup=30)
     return model
 

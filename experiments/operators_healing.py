@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import operators_context
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from evomerge import long_context
 from evomerge.operators import Context, distillation
@@ -130,19 +130,7 @@ def family(seed: int, folder: Path, steps: int = 1000, expert_steps: int = 250) 
     """The base and the experts of a seed. On one thread the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=256,
-            hidden_size=64,
-            intermediate_size=192,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=LENGTH,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-        base: Any = LlamaForCausalLM(config)
+        base: Any = operators_context.untrained(LENGTH)
     _learn(base, DOMAINS, loop.Course(steps, 4e-3, warmup=0.05), 12, seed)
     experts = {name: copy.deepcopy(base) for name in TAUGHT}
     for name, expert in experts.items():
