@@ -48,3 +48,14 @@ def suggest(wrong: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(wrong, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{hint} Known: {', '.join(names) or 'none'}."
+
+
+def first_line(error: Exception) -> str:
+    """An error's message without the rest."""
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """An exception in one line: its kind and the start of its message."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__

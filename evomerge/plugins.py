@@ -13,7 +13,12 @@ from types import ModuleType
 
 from evomerge.errors import ConfigError, suggest
 
-KINDS = ("methods", "operators", "samplers")
+FOLDERS = {
+    "methods": "evomerge.merging.methods",
+    "operators": "evomerge.operators",
+    "samplers": "evomerge.searching.samplers",
+}
+KINDS = tuple(FOLDERS)
 
 
 @cache
@@ -21,8 +26,8 @@ def names(kind: str) -> tuple[str, ...]:
     """The plug-ins of a kind, sorted. Imports the folder but none of the plug-ins."""
     if kind not in KINDS:
         raise ValueError(f"no plug-in kind {kind!r}; there are {', '.join(KINDS)}")
-    folder = importlib.import_module(f"evomerge.{kind}")
-    found = (module.name for module in pkgutil.iter_modules(folder.__path__))
+    folder = importlib.import_module(FOLDERS[kind])
+    found = (module.name for module in pkgutil.iter_modules(folder.__path__) if not module.ispkg)
     return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
@@ -34,7 +39,7 @@ def load(kind: str, name: str, where: str = "") -> ModuleType:
     """
     if name not in names(kind):
         raise ConfigError(where or kind, [f"unknown {kind[:-1]} {name!r}.{suggest(name, names(kind))}"])
-    return importlib.import_module(f"evomerge.{kind}.{name}")
+    return importlib.import_module(f"{FOLDERS[kind]}.{name}")
 
 
 def summary(kind: str, name: str) -> str:

@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from evomerge import tensors
-from evomerge.checkpoints import Checkpoint
-from evomerge.recipe import Recipe
+from evomerge.files import hashing
+from evomerge.models.checkpoints import Checkpoint
+from evomerge.recipes.recipe import Recipe
 
 METHODS = ("dare_ties", "ties")
 MODULES = ("attention", "mlp")
@@ -199,7 +199,7 @@ def write_family(folder: Path, parameters: int, experts: int, seed: int) -> Fami
     for home in homes:
         (home / "model.safetensors.index.json").write_text(index, encoding="utf-8")
     start = time.perf_counter()
-    sha256 = {home.name: tensors.sha256(Checkpoint(home, home.name)) for home in homes}
+    sha256 = {home.name: hashing.sha256(Checkpoint(home, home.name)) for home in homes}
     return Family(folder, config, names, sha256, time.perf_counter() - start)
 
 

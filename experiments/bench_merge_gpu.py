@@ -16,9 +16,10 @@ import torch
 from bench_merge_common import METHODS, Bench, Noise, config_of, head, line, millions, seconds, shapes_of, spread
 from torch import Tensor
 
-from evomerge import kernels, plugins
-from evomerge.methods import TensorInputs
-from evomerge.tables import Magnitudes
+from evomerge import plugins
+from evomerge.merging.kernels import passes
+from evomerge.merging.kernels.tables import Magnitudes
+from evomerge.merging.methods import TensorInputs
 
 WANTED = 0.8  # of the ceiling, at least
 _LARGE = 1 << 30  # bytes of the large block
@@ -60,7 +61,7 @@ def _pass(method_name: str, models: list[Model], live: Model) -> Callable[[int],
     """The merge of all tensors with the number-th set of coefficients."""
     method = plugins.load("methods", method_name)
     names = tuple(f"expert{k}" for k in range(1, len(models)))
-    compiled = kernels.can_compile(torch.device(_DEVICE))
+    compiled = passes.can_compile(torch.device(_DEVICE))
     tables = _tables(models, names) if method_name == "ties" else {}
 
     def run(number: int) -> None:
@@ -76,7 +77,7 @@ def _pass(method_name: str, models: list[Model], live: Model) -> Callable[[int],
             )
             experts = [model[name] for model in models[1:]]
             scalars = method.scalars(inputs)
-            kernels.run(method, method.OPTIONS, target, models[0][name], experts, scalars, compiled=compiled)
+            passes.run(method, method.OPTIONS, target, models[0][name], experts, scalars, compiled=compiled)
         torch.cuda.synchronize()
 
     return run

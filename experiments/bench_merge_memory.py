@@ -144,7 +144,7 @@ def _child(request: dict[str, Any]) -> None:
     from bench_merge_common import config_of, live_model
     from bench_merge_pass import compiling, tables
 
-    from evomerge.merger import Merger
+    from evomerge.merging.merger import Merger
 
     def step() -> None:
         print("done", flush=True)

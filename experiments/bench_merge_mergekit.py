@@ -23,9 +23,9 @@ import torch
 from bench_merge_common import METHODS, Bench, Family, head, line, live_model, millions, seconds, spread
 from bench_merge_pass import compiling, tables
 
-from evomerge import tensors
-from evomerge.merger import Merger
-from evomerge.recipe import Recipe
+from evomerge.merging.merger import Merger
+from evomerge.models import tensor_names
+from evomerge.recipes.recipe import Recipe
 
 VERSION = "0.1.5"
 WANTED = {"dare_ties": 50.0, "ties": 100.0}  # times as fast, at least
@@ -91,7 +91,7 @@ def driving(python: Path, family: Family) -> Iterator[Driver]:
 
 def _parameters(recipe: Recipe, names: list[str]) -> dict[str, dict[str, Any]]:
     """For each tensor, mergekit's parameters of this recipe."""
-    places = tensors.places(names)
+    places = tensor_names.places(names)
     found = {}
     for name in names:
         values = recipe.coefficients(places[name])

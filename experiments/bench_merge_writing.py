@@ -23,7 +23,8 @@ import torch
 from bench_merge_common import METHODS, Bench, Family, head, line, millions, seconds
 from safetensors.torch import load_file, save_file
 
-from evomerge import recipe as recipes
+from evomerge.recipes import files
+from evomerge.results.exporting.folder import export_recipe
 
 WANTED = 1.5  # times the writing with safetensors, at most
 PHASES = ("reading", "merging", "writing", "loading")
@@ -92,7 +93,7 @@ def rows(bench: Bench) -> Iterator[dict[str, Any]]:
         family = bench.family(parameters)
         for method in METHODS:
             recipe = bench.scratch / "recipe.yaml"
-            recipe.write_text(recipes.to_yaml(family.recipe(method, 0)), encoding="utf-8")
+            recipe.write_text(files.recipe_to_yaml(family.recipe(method, 0)), encoding="utf-8")
             cache = bench.scratch / f"writing-{family.parameters}-{method}"
             found = [_round(bench, recipe, cache) for _ in range(1 + bench.settings.writing_rounds)]
             for which, part in (("first", found[:1]), ("later", found[1:])):
@@ -114,7 +115,6 @@ def _phase_of(text: str) -> str:
 
 def _child(recipe: Path, out: Path, threads: int) -> None:
     """Exports once and prints the seconds of each phase as JSON."""
-    from evomerge.export import export_recipe
 
     torch.set_num_threads(threads)
     spent = dict.fromkeys(PHASES, 0.0)

@@ -17,7 +17,8 @@ from bench_scoring_models import Subject
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from evomerge.scoring import Report, Scorer, TaskSpec, head
+from evomerge.scoring import Report, Scorer, TaskSpec
+from evomerge.scoring.forward import head
 from evomerge.scoring.quiet import quiet
 
 Answers = dict[int, dict[int, Any]]

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from evomerge.demo import skills
+from evomerge.scoring.documents import skills
 
 _EXAMPLES = 24
 

@@ -12,7 +12,7 @@ simulator  true fitness of what each strategy recommends after so many document 
            quartiles over seeds: of the landscape and of the search.
 models     hold-out accuracy against documents forwarded on real models, a backward pass counted as two forward.
            What a strategy would export at that moment is scored; the hold-out is never searched on.
-digits     M2N2's benchmark through `evomerge.search.maximize`: test accuracy against full-data evaluations.
+digits     M2N2's benchmark through `searching.maximize`: test accuracy against full-data evaluations.
 proposals  seconds of ask and tell for one candidate after 2,000 trials in 200 dimensions, and of replaying them.
 resume     seconds until a study of 2,000 trials goes on.
 """
@@ -38,10 +38,11 @@ import numpy as np
 from simulator import LANDSCAPES, Simulator
 
 from evomerge import plugins
-from evomerge.genes import Coordinate, Genome, initial
-from evomerge.racing import Fidelity
-from evomerge.samplers import Problem, Result
-from evomerge.search import Evaluated, maximize
+from evomerge.searching.documents import Fidelity
+from evomerge.searching.maximize import maximize
+from evomerge.searching.samplers import Problem, Result
+from evomerge.searching.search import Line
+from evomerge.searching.spaces.genes import Coordinate, Genome, initial
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = 100  # candidates of the plain search that the others are held against
@@ -143,7 +144,7 @@ def _simulate(
     sampler, options, fidelity = choice
     curve: list[tuple[int, float]] = []
 
-    def watch(spent: int, lines: Sequence[Evaluated], recommended: Genome | None) -> None:
+    def watch(spent: int, lines: Sequence[Line], recommended: Genome | None) -> None:
         points = [] if recommended is None else [recommended]
         whole = [line for line in lines if line.whole]
         if whole:  # the candidate that scored best, or the mean, whichever is truly better: no one could know

@@ -27,9 +27,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from evomerge.genes import Coordinate, Genome
-from evomerge.racing import Fidelity
-from evomerge.search import Evaluated, maximize
+from evomerge.searching.documents import Fidelity
+from evomerge.searching.maximize import maximize
+from evomerge.searching.search import Line
+from evomerge.searching.spaces.genes import Coordinate, Genome
 
 TRAINING = 1437
 BLOCKS = 17
@@ -139,7 +140,7 @@ def search(seed: int, sampler: str, metric: str, fidelity: Fidelity, evaluations
     scores = {"accuracy": digits.accuracy, "loglikelihood": digits.log_likelihood}[metric]
     curve: list[tuple[float, float]] = []
 
-    def watch(spent: int, lines: Sequence[Evaluated], recommended: Genome | None) -> None:
+    def watch(spent: int, lines: Sequence[Line], recommended: Genome | None) -> None:
         whole = [line for line in lines if line.whole]
         best = max(whole, key=lambda line: line.value or 0.0).genome if whole else recommended
         if best is not None:

@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from evomerge import long_context
 from evomerge.operators import Context, context_extension
-from evomerge.racing import Fidelity
-from evomerge.search import maximize
-from evomerge.space import Coordinate, Genome
+from evomerge.scoring.documents import long_context
+from evomerge.scoring.documents.texts import read_text, sectors
+from evomerge.searching.documents import Fidelity
+from evomerge.searching.maximize import maximize
+from evomerge.searching.spaces.genes import Coordinate, Genome
 
 WINDOW, TARGET = 64, 256
 FACTOR = TARGET / WINDOW
@@ -67,9 +68,9 @@ class Exam:
 
 def parts() -> dict[str, list[bytes]]:
     """What is trained on, what a search climbs, and what both never see."""
-    text = long_context.read("python")
-    known = long_context.sectors(text, "search")
-    return {"train": known[:-1], "climb": known[-1:], "holdout": long_context.sectors(text, "holdout")}
+    text = read_text("python")
+    known = sectors(text, "search")
+    return {"train": known[:-1], "climb": known[-1:], "holdout": sectors(text, "holdout")}
 
 
 def exam(part: str, count: int = 128) -> Exam:

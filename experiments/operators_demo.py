@@ -16,10 +16,16 @@ from typing import Any
 import search_models
 import yaml
 
-from evomerge import certify, config, export, records, scorecard, study
-from evomerge.demo import skills
-from evomerge.records import Trial
-from evomerge.study import Plan
+from evomerge.results.certificate import as_json, certify_winner, p_text
+from evomerge.results.exporting.folder import export_trial
+from evomerge.scoring.documents import skills
+from evomerge.studies import life, study
+from evomerge.studies.candidates import score_model
+from evomerge.studies.experiment import load_experiment
+from evomerge.studies.folder import JOURNAL
+from evomerge.studies.journal import read_trials
+from evomerge.studies.plan import Plan, make_plan, recipe_of
+from evomerge.studies.trials import Trial, best_trial
 
 ROWS = 400  # texts to learn from, of each skill
 KILLS = 3
@@ -46,7 +52,7 @@ def run(*, quick: bool, seed: int = 0) -> dict[str, Any]:
         trials = _search(killed)
         same = [_what_counts(one) for one in trials] == [_what_counts(one) for one in expected]
         print(f"killed after {counts} of {len(expected)} trials; resumed to the same log: {same}")
-        winner = records.best(trials)
+        winner = best_trial(trials)
         assert winner is not None
         rows = [
             {"role": one.role, "of": one.of, "fitness": one.value, "mean": one.mean}
@@ -56,12 +62,12 @@ def run(*, quick: bool, seed: int = 0) -> dict[str, Any]:
         for row in rows:
             print(f"{row['role']:10}{row['of']:10}{row['fitness']:.4f}{row['mean']:9.4f}")
         with contextlib.redirect_stderr(io.StringIO()):
-            certificate = certify.run(killed, study.recipe_of(killed, winner))
-            out = export.export_trial(killed, winner, folder / "out", lambda text: None)
+            certificate = certify_winner(killed, recipe_of(killed, winner))
+            out = export_trial(killed, winner, folder / "out", lambda text: None)
             fitness = killed.experiment.fitness
-            scored = scorecard.score_model(str(out), fitness, fitness.search, dtype="auto", threads=1)
+            scored = score_model.score_model(str(out), fitness, fitness.search, dtype="auto", threads=1)
         for row in certificate.rows:
-            gain = "" if row.against is None else f"{row.against.gain:+.3f} (p {certify.p_text(row.against.p)})"
+            gain = "" if row.against is None else f"{row.against.gain:+.3f} (p {p_text(row.against.p)})"
             print(f"{row.name:32}{row.mean:.3f}  {gain}")
         exact = scored["fitness"] == winner.value and scored["weights_sha256"] == winner.weights_sha256
         length = json.loads((out / "config.json").read_text())["max_position_embeddings"]
@@ -72,7 +78,7 @@ def run(*, quick: bool, seed: int = 0) -> dict[str, Any]:
             "killed_after": counts,
             "same_log": same,
             "second_phase": rows,
-            "certificate": certify.as_json(certificate),
+            "certificate": as_json(certificate),
             "export_equals_trial": exact,
         }
 
@@ -115,8 +121,8 @@ def _plan(folder: Path, family: dict[str, Any], name: str, candidates: int, seed
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(experiment))
-    plan = study.plan(config.load(path))
-    study.create(plan.experiment)
+    plan = make_plan(load_experiment(path))
+    life.create(plan.experiment)
     return plan
 
 
@@ -133,17 +139,17 @@ def _killed(plan: Plan, chance: random.Random, length: int) -> int:
             _search(plan)
         finally:
             os._exit(0)
-    journal = plan.folder / records.JOURNAL
+    journal = plan.folder / JOURNAL
     there = journal.read_bytes().count(b"\n") if journal.exists() else length // 2
     aim = min(there + chance.randint(1, 4), length - 1)
     while not journal.exists() or journal.read_bytes().count(b"\n") <= aim:
         if os.waitpid(child, os.WNOHANG)[0]:
-            return len(records.read_trials(plan.folder))
+            return len(read_trials(plan.folder))
         time.sleep(0.01)
     time.sleep(chance.uniform(0, 1))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return len(records.read_trials(plan.folder))
+    return len(read_trials(plan.folder))
 
 
 def _what_counts(trial: Trial) -> tuple[Any, ...]:

@@ -33,11 +33,11 @@ import numpy as np
 import operators_context
 import torch
 
-from evomerge import long_context
 from evomerge.operators import Context, distillation
-from evomerge.training import corpus, forward, loop, losses
-from evomerge.training.corpus import Row
-from evomerge.training.loop import Sample
+from evomerge.operators.training import corpus, forward, loop, losses
+from evomerge.operators.training.corpus import Row
+from evomerge.operators.training.loop import Sample
+from evomerge.scoring.documents.texts import read_text
 
 DOMAINS = ("prose", "code", "names")
 TAUGHT = DOMAINS[:2]  # those that have an expert
@@ -64,7 +64,7 @@ _UNNAMED = ("CJK ", "HANGUL SYLLABLE", "TANGUT", "KHITAN", "NUSHU")  # whose nam
 def text(domain: str) -> bytes:
     """A domain's whole text, in ASCII."""
     if domain == "prose":
-        return long_context.read("python").decode().encode("ascii", "ignore")
+        return read_text("python").decode().encode("ascii", "ignore")
     if domain == "code":
         library = Path(sysconfig.get_paths()["stdlib"])
         return (

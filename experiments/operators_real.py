@@ -21,14 +21,17 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from evomerge import certify, export, long_context
-from evomerge.candidate import FRAME, Setup, Survey, Workbench, parent_recipe
-from evomerge.fitness import Fitness
-from evomerge.loading import load_model, load_tokenizer, quiet
+from evomerge.models.loading import load_model, load_tokenizer, quiet
+from evomerge.models.survey import Survey
 from evomerge.operators import Context, context_extension
-from evomerge.recipe import OperatorStep, Recipe
+from evomerge.operators.training import overlap
+from evomerge.recipes.recipe import FRAME, OperatorStep, Recipe, parent_recipe
+from evomerge.results import certificate
+from evomerge.results.exporting import recipe_files
 from evomerge.scoring import document_texts
-from evomerge.training import overlap
+from evomerge.scoring.documents import texts
+from evomerge.scoring.fitness import Fitness
+from evomerge.studies.candidates.workbench import Setup, Workbench
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "smollm2"
@@ -67,7 +70,7 @@ def extended(quick: bool) -> dict[str, Extended]:
     quiet()
     folder = CACHE / "models" / "base"
     model, tokenizer = load_model(folder, "bfloat16", "cpu"), load_tokenizer(folder)
-    prose = b"\n".join(long_context.sectors(long_context.read("python"), "holdout")).decode("utf-8", "ignore")
+    prose = b"\n".join(texts.sectors(texts.read_text("python"), "holdout")).decode("utf-8", "ignore")
     ids = tokenizer(prose, return_tensors="pt", verbose=False).input_ids[0]
     windows = ids[: WINDOW * (2 if quick else WINDOWS)].view(-1, WINDOW)
     longs = ids[len(ids) - LONG * (0 if quick else LONGS) :].view(-1, LONG)
@@ -155,7 +158,7 @@ def fitness(limit: int) -> Fitness:
 def prepare(folder: Path, split: str, limit: int, seed: int = 0) -> Healing:
     """Opens the models and writes what is healed on: of each skill some of what its expert was trained on, less
     what the guard against overlap finds in the tasks of either split."""
-    searched, survey = export.read_recipe(CACHE / "merged" / "recipe.yaml", lambda text: None)
+    searched, survey = recipe_files.read_recipe(CACHE / "merged" / "recipe.yaml", lambda text: None)
     searched = searched.model_copy(update={"seed": seed})
     uniform = {"method": "task_arithmetic", "parameters": {"weight": UNIFORM}}
     merges = {
@@ -254,6 +257,6 @@ def compared(healing: Healing, steps: int = STEPS) -> dict[str, Row]:
     return found
 
 
-def difference(healing: Healing, ours: Row, theirs: Row) -> certify.Paired:
+def difference(healing: Healing, ours: Row, theirs: Row) -> certificate.Paired:
     """Of the mean accuracies, paired by document."""
-    return certify.paired(certify.differences(healing.bench.setup.entries, ours.score, theirs.score))
+    return certificate.paired(certificate.differences(healing.bench.setup.entries, ours.score, theirs.score))

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evomerge import config, study
-from evomerge.candidate import Workbench
 from evomerge.demo.family import train_family
-from evomerge.recipe import Recipe
-from evomerge.records import Trial
-from evomerge.workers import InlinePool
+from evomerge.recipes.recipe import Recipe
+from evomerge.studies import life, study
+from evomerge.studies.candidates.workbench import Workbench
+from evomerge.studies.experiment import load_experiment
+from evomerge.studies.plan import Plan, make_plan, recipe_of
+from evomerge.studies.trials import Trial
+from evomerge.studies.workers.inline_pool import InlinePool
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "bench_search"
@@ -113,14 +115,14 @@ def _search(
             experiment["budget"] = {"candidates": full}
         path = Path(folder) / "experiment.yaml"
         path.write_text(yaml.safe_dump(experiment))
-        plan = study.plan(config.load(path))
-        study.create(plan.experiment)
+        plan = make_plan(load_experiment(path))
+        life.create(plan.experiment)
         with contextlib.redirect_stderr(io.StringIO()):
             trials = study.search(plan, _Silent())
         return _curve(plan, trials, holdout, whole), holdout.documents
 
 
-def _curve(plan: study.Plan, trials: list[Trial], holdout: _Holdout, full: int) -> Curve:
+def _curve(plan: Plan, trials: list[Trial], holdout: _Holdout, full: int) -> Curve:
     changes: list[tuple[int, Trial]] = []
     best: Trial | None = None
     spent = 0
@@ -136,7 +138,7 @@ def _curve(plan: study.Plan, trials: list[Trial], holdout: _Holdout, full: int) 
     if holdout.dear:  # the best at each mark alone
         marks = [max((at for at, _ in changes if at <= full * mark), default=0) for mark in MARKS]
         changes = [change for change in changes if change[0] in (*marks, changes[-1][0])]
-    found = [(at, holdout.score(study.recipe_of(plan, trial))) for at, trial in changes]
+    found = [(at, holdout.score(recipe_of(plan, trial))) for at, trial in changes]
     return [*found, (spent, found[-1][1])] if found else []
 
 
@@ -154,7 +156,7 @@ class _Holdout:
             keys = ("base", "experts", "space", "dtype", "fitness")
             content = {**{key: family[key] for key in keys}, "budget": {"candidates": 1}, "study": "study"}
             path.write_text(yaml.safe_dump(content))
-            plan = study.plan(config.load(path))
+            plan = make_plan(load_experiment(path))
         self._folder = tempfile.TemporaryDirectory()
         setup = plan.setup(holdout=True)
         self.documents = sum(InlinePool(plan.setup()).documents.values())

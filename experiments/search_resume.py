@@ -13,11 +13,12 @@ import numpy as np
 import yaml
 from search_models import _Silent, _tiny
 
-from evomerge import config, study
-from evomerge.candidate import Score
-from evomerge.fitness import Measured
 from evomerge.scoring import Report, TaskScore
-from evomerge.workers import Job, Outcome
+from evomerge.scoring.objective import Measured
+from evomerge.studies import experiment, life, study
+from evomerge.studies.candidates.workbench import Score
+from evomerge.studies.plan import make_plan
+from evomerge.studies.workers.jobs import Job, Outcome
 
 _PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -71,8 +72,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             keys = ("base", "experts", "fitness", "dtype")
             content = {**{key: family[key] for key in keys}, "space": space, "storage": storage, "study": "study"}
             path.write_text(yaml.safe_dump({**content, "budget": {"candidates": trials}}))
-            plan = study.plan(config.load(path))
-            study.create(plan.experiment)
+            plan = make_plan(experiment.load_experiment(path))
+            life.create(plan.experiment)
             pool = _MadeUp([entry.task for entry in plan.experiment.fitness.search])
             begun = time.process_time()
             study.Study(plan, pool, _Silent()).run()

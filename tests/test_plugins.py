@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from evomerge import catalog, plugins
+from evomerge import plugins
 from evomerge.errors import ConfigError, suggest
+from evomerge.files import shipped
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
@@ -24,9 +25,9 @@ def test_helpers_are_no_plugins() -> None:
 
 
 def test_names_cannot_leave_the_catalog(tmp_path: object) -> None:
-    home = catalog.folder("fitness")
+    home = shipped.folder("fitness")
     with pytest.raises(ConfigError, match=r"no search space '\.\./fitness/tiny_skills'"):
-        catalog.find("search_spaces", "../fitness/tiny_skills", home, "space")
+        shipped.find("search_spaces", "../fitness/tiny_skills", home, "space")
 
 
 def test_suggestions_list_everything_when_nothing_is_near() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from evomerge.demo.skills import SKILLS
+from evomerge.scoring.documents.skills import SKILLS
 
 _TEXT = """\
 # An evomerge experiment: which models to merge, what may vary, what counts as good, and how long to look.

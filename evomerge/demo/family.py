@@ -24,12 +24,16 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from evomerge.demo import skills
+from evomerge.scoring.documents import skills
 
 Progress = Callable[[int, int, str], None]
+
+
 """Called with (steps done, steps in all, what is being trained)."""
 
 RECORD = "training.json"
+
+
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<eos>"
 
 

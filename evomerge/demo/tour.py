@@ -9,10 +9,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from evomerge import certify, config, export, records, report, study
 from evomerge.demo.experiment import write_experiment
 from evomerge.demo.family import train_family
 from evomerge.errors import StudyError
+from evomerge.files import writing
+from evomerge.results import live, summary, tables
+from evomerge.results.certificate import as_json, certify_winner
+from evomerge.results.exporting.folder import export_trial
+from evomerge.studies import journal, life, study
+from evomerge.studies.experiment import load_experiment
+from evomerge.studies.folder import EXPERIMENT
+from evomerge.studies.plan import Plan, make_plan, recipe_of
+from evomerge.studies.trials import Trial, best_trial
 
 EXPORT = "merged"
 
@@ -28,7 +36,7 @@ def run(folder: Path, candidates: int, err: Console, out: Console) -> dict[str, 
         The result as plain values.
     """
     err.print(f"1. a tiny family of models, trained here, in {folder / 'models'}", markup=False)
-    with records.saving(folder):
+    with writing.saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _train(folder, err)
         path = folder / "experiment.yaml"
@@ -36,7 +44,7 @@ def run(folder: Path, candidates: int, err: Console, out: Console) -> dict[str, 
             path = write_experiment(folder, candidates)
     err.print(f"2. a search for their best merge: {path}", markup=False)
     plan, trials = _search(path, candidates, err)
-    winner = records.best(trials)
+    winner = best_trial(trials)
     if winner is None:
         raise StudyError(f"{plan.folder}: no candidate was scored")
 
@@ -44,13 +52,13 @@ def run(folder: Path, candidates: int, err: Console, out: Console) -> dict[str, 
         err.print(f"{text} ...", style="dim", markup=False, highlight=False)
 
     err.print("3. the winner, its parents and the uniform average on documents that the search never saw")
-    certificate = certify.run(plan, study.recipe_of(plan, winner), step)
+    certificate = certify_winner(plan, recipe_of(plan, winner), step)
     err.print("4. the winner as an ordinary Hugging Face folder")
     target = folder / EXPORT
     if (target / "evomerge.json").is_file():  # of an earlier run
         shutil.rmtree(target)
-    export.export_trial(plan, winner, target, step)
-    out.print(report.certificate_table(certificate))
+    export_trial(plan, winner, target, step)
+    out.print(tables.certificate_table(certificate))
     out.print(certificate.verdict, highlight=False, soft_wrap=True)
     out.print(
         f"The winner, trial {winner.number} of {len(trials)}, is in {target}", highlight=False, soft_wrap=True
@@ -59,8 +67,8 @@ def run(folder: Path, candidates: int, err: Console, out: Console) -> dict[str, 
         "experiment": str(path),
         "study": str(plan.folder),
         "export": str(target),
-        "best": report.trial_json(winner),
-        "holdout": certify.as_json(certificate),
+        "best": summary.trial_json(winner),
+        "holdout": as_json(certificate),
     }
 
 
@@ -80,18 +88,18 @@ def _train(folder: Path, err: Console) -> None:
         train_family(folder, progress=show)
 
 
-def _search(path: Path, candidates: int, err: Console) -> tuple[study.Plan, list[records.Trial]]:
+def _search(path: Path, candidates: int, err: Console) -> tuple[Plan, list[Trial]]:
     """Begins the search, or goes on with the one that is there."""
-    experiment = config.load(path)
+    experiment = load_experiment(path)
     folder = Path(experiment.study)
-    if (folder / records.EXPERIMENT).exists():
-        experiment = study.reopen(folder, candidates)
-        plan = study.plan(experiment)
+    if (folder / EXPERIMENT).exists():
+        experiment = life.reopen(folder, candidates)
+        plan = make_plan(experiment)
     else:
         budget = experiment.budget.model_copy(update={"candidates": candidates})
         experiment = experiment.model_copy(update={"budget": budget})
-        plan = study.plan(experiment)
-        study.create(plan.experiment)
-    earlier = records.read_trials(folder) if records.exists(folder) else []
-    with report.LiveView(err, plan.experiment.budget, earlier) as view:
+        plan = make_plan(experiment)
+        life.create(plan.experiment)
+    earlier = journal.read_trials(folder) if journal.exists(folder) else []
+    with live.LiveView(err, plan.experiment.budget, earlier) as view:
         return plan, study.search(plan, view, view.message)

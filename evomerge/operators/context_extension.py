@@ -34,17 +34,21 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from transformers import AutoModelForCausalLM
 
-from evomerge import rope
 from evomerge.errors import CandidateError, suggest
+from evomerge.files.schema import Strict
+from evomerge.models import rope
 from evomerge.operators import Applied, Context, Cost
-from evomerge.recipe import Strict
 
 TOUCHES = frozenset({"rope", "config", "scale"})
+
+
 TRAINING = False
 
 Method = Literal["linear", "ntk", "yarn", "longrope", "llama3"]
 
 BETA_FAST, BETA_SLOW = 32.0, 1.0  # YaRN's choice for Llama (section 3.2)
+
+
 LOW_FREQUENCY, HIGH_FREQUENCY = 1.0, 4.0  # Llama 3.1's
 
 _OWN = {

@@ -27,22 +27,34 @@ import transformers
 from pydantic import Field
 from torch import Tensor, nn
 
-from evomerge import rope
 from evomerge.errors import CandidateError, ConfigError
+from evomerge.files import hashed_tensors, hashing
+from evomerge.files.schema import Strict
+from evomerge.models import rope
 from evomerge.operators import Applied, Context, Cost
-from evomerge.recipe import Corpus, CorpusField, Strict
-from evomerge.training import corpus, files, forward, lora, losses, texts
-from evomerge.training import teachers as teaching
-from evomerge.training.corpus import Row
-from evomerge.training.loop import Course, Sample, Supply, mean_loss, train
+from evomerge.operators.training import corpus, forward, lora, losses, texts
+from evomerge.operators.training import teachers as teaching
+from evomerge.operators.training.corpus import Row
+from evomerge.operators.training.loop import Course, Sample, Supply, mean_loss, train
+from evomerge.recipes.recipe import Corpus, CorpusField
 
 TOUCHES = frozenset({"weights"})
+
+
 TRAINING = True
 
 _RATES = {"lora": 1e-3, "full": 2e-5}
+
+
 _LENGTH = 512  # of rows, if nothing is said
+
+
 _PROBE = 8  # rows of each domain, on which the loss is taken before and after
+
+
 _RECORD = "record"  # the metadata's key in the file that is kept
+
+
 _HALF_SCALE = 1024.0
 
 
@@ -162,7 +174,7 @@ def apply(model: nn.Module, options: Options, context: Context) -> Applied:
     """
     if not context.kept.exists():
         _learn(model, options, context)
-    found = files.read(context.kept)
+    found = hashed_tensors.read(context.kept)
     if found is None or _RECORD not in found[1]:
         raise CandidateError(f"{context.kept} is damaged; remove it to train again")
     arrays, record = found[0], json.loads(found[1][_RECORD])
@@ -170,7 +182,7 @@ def apply(model: nn.Module, options: Options, context: Context) -> Applied:
         lora.fold(model, arrays)
     else:
         _replace(model, arrays)
-    return Applied(lambda: None, {**record, "sha256": found[1][files.HASH]}, Cost(**record["cost"]))
+    return Applied(lambda: None, {**record, "sha256": found[1][hashed_tensors.HASH]}, Cost(**record["cost"]))
 
 
 @dataclass(frozen=True)
@@ -216,7 +228,7 @@ def _learn(model: Any, options: Options, context: Context) -> None:
         "transformers": transformers.__version__,
         "cost": vars(cost),
     }
-    files.write(context.kept, arrays, {_RECORD: json.dumps(record)})
+    hashed_tensors.write(context.kept, arrays, {_RECORD: json.dumps(record)})
 
 
 def _length(options: Options, model: Any) -> int:
@@ -236,7 +248,7 @@ def _read(options: Options, context: Context, length: int) -> tuple[dict[str, st
     hashes, rows = {}, {}
     for domain, file in sorted(options.data.items()):
         try:
-            hashes[domain] = corpus.file_sha256(Path(file.path))
+            hashes[domain] = hashing.file_sha256(Path(file.path))
             if file.sha256 not in (None, hashes[domain]):
                 raise CandidateError(
                     f"data.{domain}: {file.path} has the sha256 {hashes[domain]}, not {file.sha256}; it was changed"

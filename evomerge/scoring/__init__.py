@@ -7,6 +7,8 @@ per-document metrics, `smooth` has those to climb, and `scorer` holds it togethe
 outlives a call.
 """
 
+from __future__ import annotations
+
 from evomerge.scoring.scorer import Report, Scorer
 from evomerge.scoring.tasks import TaskScore, TaskSpec, document_texts
 

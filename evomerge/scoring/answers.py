@@ -19,7 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 DIGEST = 16  # bytes of a request's digest
+
+
 SAVE_EVERY = 10.0  # seconds between two writes of a call under way
+
+
 VERSION = 1  # goes up when a file, or a request's digest, means something else
 
 

@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.scoring import attention, head
 from evomerge.scoring.answers import DIGEST, Answer, Answers
-from evomerge.scoring.encoder import Encoder, GenerationRequest, LikelihoodRequest
+from evomerge.scoring.encoder import Encoder
+from evomerge.scoring.forward import attention, head
+from evomerge.scoring.forward.budgets import Budget
+from evomerge.scoring.forward.packed import Packed
+from evomerge.scoring.forward.requests import GenerationRequest, LikelihoodRequest
 from evomerge.scoring.generate import Generation, Generator
-from evomerge.scoring.memory import Budget
-from evomerge.scoring.packed import Packed
 
 # Tokens of a forward pass. On a CPU float32 is as fast in small batches, and takes less memory.
 _CPU_TOKENS, _CPU_HALF_TOKENS, _DEVICE_TOKENS = 512, 1024, 32768
+
+
 _NAMES = ("_name_or_path", "transformers_version")  # say nothing of what a model computes
 
 

@@ -16,15 +16,17 @@ from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from evomerge.errors import CandidateError
-from evomerge.scoring.attention import Attention
-from evomerge.scoring.decode import Decoder, Reading, prepare
-from evomerge.scoring.encoder import Encoder, GenerationRequest
-from evomerge.scoring.memory import Budget, Recent
-from evomerge.scoring.tasks import one_line
+from evomerge.errors import CandidateError, one_line
+from evomerge.scoring.encoder import Encoder
+from evomerge.scoring.forward.attention import Attention
+from evomerge.scoring.forward.budgets import Budget, Recent
+from evomerge.scoring.forward.decode import Decoder, Reading, prepare
+from evomerge.scoring.forward.requests import GenerationRequest
 
 # Keywords that change nothing unless answers are sampled.
 _SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"})
+
+
 # What a model's own generation settings must be for the most likely token to be taken each time.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),

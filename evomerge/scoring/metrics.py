@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from lm_eval.api.metrics import bits_per_byte, mean, weighted_perplexity
 
-from evomerge.errors import CandidateError
-from evomerge.scoring.smooth import Response, is_weighted, smooth
-from evomerge.scoring.tasks import BuiltTask, Document, TaskScore, one_line
+from evomerge.errors import CandidateError, one_line
+from evomerge.scoring.smooth_metrics import Response, is_weighted, smooth
+from evomerge.scoring.tasks import BuiltTask, Document, TaskScore
 
 # Of one document alone these mean something, unlike lm-eval's other aggregations of what is no plain number.
 _WEIGHTED = (weighted_perplexity, bits_per_byte)
+
+
 _MADE_UP: dict[str, Response] = {"generate_until": "", "loglikelihood_rolling": -1.0}
 
 

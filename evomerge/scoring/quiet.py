@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import datasets
-import lm_eval.api.task
 import lm_eval.utils
 import numpy as np
 import torch
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
 FEWSHOT_SEED: int = DEFAULT_OTHER_SEED
+
+
 _LOGGERS = ("lm_eval", "transformers", "datasets")
 
 

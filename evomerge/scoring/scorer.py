@@ -11,17 +11,20 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from evomerge.errors import CandidateError, ConfigError, EvomergeError
+from evomerge.errors import CandidateError, ConfigError, EvomergeError, one_line
 from evomerge.scoring.answers import Answers
-from evomerge.scoring.ascent import Ascent, Attempt, Backward
-from evomerge.scoring.encoder import Encoder, GenerationRequest, LikelihoodRequest
+from evomerge.scoring.backward import Ascent, Attempt, Backward
+from evomerge.scoring.encoder import Encoder
 from evomerge.scoring.engine import Answered, Engine
+from evomerge.scoring.forward.requests import GenerationRequest, LikelihoodRequest
 from evomerge.scoring.metrics import Metrics
 from evomerge.scoring.quiet import quiet, seeded
-from evomerge.scoring.smooth import Response
-from evomerge.scoring.tasks import TaskScore, TaskSpec, build_tasks, one_line
+from evomerge.scoring.smooth_metrics import Response
+from evomerge.scoring.tasks import TaskScore, TaskSpec, build_tasks
 
 _ALONE = "it cannot be told which token sees which; each prompt is forwarded by itself, which is slower"
+
+
 _WHOLE = "its logits are more than its output embedding's; all are computed, and each prompt by itself: slower"
 
 

@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from evomerge.errors import ConfigError, EvomergeError
+from evomerge.errors import ConfigError, EvomergeError, one_line
 from evomerge.scoring.quiet import FEWSHOT_SEED, building, quiet, seeded
 
 _NAMED = re.compile(r"""^(?:task|group|tag): *["']?([\w.+-]+)""", re.MULTILINE)
@@ -334,9 +334,3 @@ def document_texts(specs: Sequence[TaskSpec], include: Path | None) -> dict[str,
 
 
 _TELLING = 8  # characters of a question by which a document is known
-
-
-def one_line(error: BaseException) -> str:
-    """An exception in one line: its kind and the start of its message."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__

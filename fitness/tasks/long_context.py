@@ -1,4 +1,4 @@
-"""The documents of the `passkey*`, `needle*` and `long_tail*` tasks, made on the spot by `evomerge.long_context`.
+"""The documents of the `passkey*`, `needle*` and `long_tail*` tasks, made by `scoring.documents`.
 
 For tasks of your own copy this file beside them; the paths of texts are relative to its folder.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from evomerge import long_context
+from evomerge.scoring.documents import long_context
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 
-from evomerge.demo import skills
+from evomerge.scoring.documents import skills
 
 
 def dataset(skill: str, split: skills.Split, count: int, **_: Any) -> dict[str, datasets.Dataset]:

@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from evomerge import catalog
-from evomerge.demo import skills
+from evomerge.files import shipped, yaml
+from evomerge.scoring.documents import skills
 
-FITNESS = catalog.read_yaml(catalog.folder("fitness") / "tiny_skills.yaml")
+FITNESS = yaml.read_yaml(shipped.folder("fitness") / "tiny_skills.yaml")
 SEARCH = [entry["task"] for entry in FITNESS["search"]]
 HOLDOUT = [entry["task"] for entry in FITNESS["holdout"]]
 
 
 @pytest.fixture(scope="module")
 def tasks() -> dict[str, Any]:
-    manager = TaskManager(include_path=str(catalog.folder("fitness") / FITNESS["include"]), include_defaults=False)
+    manager = TaskManager(include_path=str(shipped.folder("fitness") / FITNESS["include"]), include_defaults=False)
     loaded: dict[str, Any] = manager.load([*SEARCH, *HOLDOUT])["tasks"]
     return loaded
 

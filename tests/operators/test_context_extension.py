@@ -32,8 +32,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from evomerge import recipe, rope
 from evomerge.errors import CandidateError
+from evomerge.files import schema
+from evomerge.models import rope
 from evomerge.operators import Context
 from evomerge.operators import context_extension as extension
 from evomerge.operators.context_extension import Options
@@ -361,7 +362,7 @@ def test_gemma3_says_that_its_ramp_is_always_truncated() -> None:
 def test_a_wrong_option_is_one_clear_fault(given: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValidationError) as caught:
         options(**given)
-    (line,) = recipe.faults_of(caught.value)
+    (line,) = schema.faults_of(caught.value)
     assert line.startswith(fault)
 
 

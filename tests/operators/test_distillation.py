@@ -12,13 +12,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, MixtralConfig
 
-from evomerge import tensors
 from evomerge.errors import CandidateError
+from evomerge.files import hashed_tensors, hashing
+from evomerge.models.rope import set_rope
 from evomerge.operators import Applied, Context, distillation
 from evomerge.operators.distillation import Options
-from evomerge.rope import set_rope
-from evomerge.training import corpus, files
-from tests.conftest import LETTERS, make_tokenizer, save_family
+from tests.helpers.family import LETTERS, make_tokenizer, save_family
 
 Open = Callable[..., Any]
 SMALL = {"length": 24, "batch": 8, "steps": 4, "lr": 1e-2}
@@ -86,7 +85,7 @@ def options(data: Mapping[str, str], **changes: Any) -> Options:
 
 
 def bits(model: nn.Module) -> str:
-    return tensors.sha256(dict(model.named_parameters()))
+    return hashing.sha256(dict(model.named_parameters()))
 
 
 def structure(model: Any) -> Any:
@@ -131,7 +130,7 @@ def test_the_loss_falls_and_the_file_gives_the_same_bits_again(
     assert second == Applied(second.undo, applied.record, applied.cost)
     json.dumps(applied.record, allow_nan=False)
     assert applied.record["teachers"] == {"ant": "01", "bee": "02"}
-    assert applied.record["data"]["ants"] == corpus.file_sha256(Path(data["ants"]))
+    assert applied.record["data"]["ants"] == hashing.file_sha256(Path(data["ants"]))
     assert [step for step, _ in applied.record["loss"]] == list(range(1, 13))
     assert applied.cost.steps == 12
     assert applied.cost.tokens == applied.record["tokens"] > 0
@@ -164,7 +163,7 @@ def test_a_bfloat16_model_heals_in_its_own_dtype(
     applied = distillation.apply(model, options(data, method=method, steps=12), context(parent=parent))
     assert structure(model) == before
     assert applied.record["after"] < 0.9 * applied.record["before"]
-    kept = files.read(context().kept)
+    kept = hashed_tensors.read(context().kept)
     assert kept is not None
     assert {tensor.dtype for tensor in kept[0].values()} == {torch.float32 if method == "lora" else torch.bfloat16}
     assert len(list(context().folder.iterdir())) == 2
@@ -295,7 +294,7 @@ def test_a_changed_corpus_is_refused(merged: Open, data: dict[str, str], context
     changed = {**data, "ants": {"path": data["ants"], "sha256": "0" * 64}}
     with pytest.raises(CandidateError, match=r"data\.ants: .* it was changed"):
         heal(merged, options(changed), context())
-    right = {**data, "ants": {"path": data["ants"], "sha256": corpus.file_sha256(Path(data["ants"]))}}
+    right = {**data, "ants": {"path": data["ants"], "sha256": hashing.file_sha256(Path(data["ants"]))}}
     heal(merged, options(right), context())
 
 

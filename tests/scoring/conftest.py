@@ -6,16 +6,17 @@ from pathlib import Path
 import lm_eval.evaluator
 import pytest
 import torch
-from builtin_tasks import write_builtin_tasks
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from tiny_models import VOCABULARY, make_tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from evomerge.scoring.encoder import Encoder, LikelihoodRequest
+from evomerge.scoring.encoder import Encoder
 from evomerge.scoring.engine import Engine
+from evomerge.scoring.forward.requests import LikelihoodRequest
 from evomerge.scoring.quiet import quiet
+from tests.helpers.builtin_tasks import write_builtin_tasks
+from tests.helpers.tiny_models import VOCABULARY, make_tiny_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import generation
 
 from evomerge.scoring import answers as kept
-from evomerge.scoring import packed
 from evomerge.scoring.answers import Answers
+from evomerge.scoring.forward import packed
+from tests.helpers.tiny_models import generation
 
 
 @pytest.fixture(autouse=True)

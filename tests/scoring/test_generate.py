@@ -7,7 +7,7 @@ import torch
 
 from evomerge.errors import CandidateError, ConfigError
 from evomerge.scoring import Scorer, TaskSpec
-from evomerge.scoring.decode import Decoder
+from evomerge.scoring.forward.decode import Decoder
 from evomerge.scoring.generate import Generator
 
 FREE = 24  # tokens

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_parity import assert_equal_to_stock
-from tiny_models import MAX_LENGTH
 from transformers import LlamaForCausalLM
 
-from evomerge import catalog
 from evomerge.errors import ConfigError
+from evomerge.files import shipped
+from evomerge.files.yaml import read_yaml
 from evomerge.scoring import Scorer, TaskSpec
+from tests.helpers.parity import assert_equal_to_stock
+from tests.helpers.tiny_models import MAX_LENGTH
 
-SHIPPED = catalog.folder("fitness") / "tasks"
-FITNESS = catalog.read_yaml(catalog.folder("fitness") / "long_context.yaml")
+SHIPPED = shipped.folder("fitness") / "tasks"
+FITNESS = read_yaml(shipped.folder("fitness") / "long_context.yaml")
 ENTRIES = [*FITNESS["search"], *FITNESS["holdout"]]
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml") if not path.stem.startswith("tiny_"))
 OWN = {

@@ -11,7 +11,7 @@ from lm_eval.models.huggingface import HFLM
 
 from evomerge.errors import CandidateError, ConfigError
 from evomerge.scoring import Scorer, TaskSpec
-from evomerge.scoring.smooth import choice_metrics
+from evomerge.scoring.smooth_metrics import choice_metrics
 
 
 @pytest.fixture

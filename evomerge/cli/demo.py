@@ -1,0 +1,29 @@
+"""The command `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evomerge.cli.app import JsonFlag, command, err, out, print_json
+
+
+@command
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", help="Where models, study and export go.")] = Path(
+        "evomerge-demo"
+    ),
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates of the search.")] = 400,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a tiny family of models, search for their best merge, compare and export it: about three minutes."""
+    from evomerge.demo import tour
+
+    found = tour.run(folder, candidates, err, out if not as_json else err)
+    if as_json:
+        print_json(found)
+
+
+COMMANDS = (demo,)

@@ -1,0 +1,101 @@
+"""Commands on what a study found: `certify`, `export`, `promote`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evomerge.cli.app import JsonFlag, PickOption, StudyFolder, command, err, out, print_json, refuse_existing, step
+from evomerge.errors import ConfigError, StudyError
+
+if TYPE_CHECKING:
+    from evomerge.studies.plan import Plan
+    from evomerge.studies.trials import Trial
+
+
+@command
+def certify(
+    folder: StudyFolder,
+    trial: Annotated[int | None, typer.Option(help="A trial; the best by default.")] = None,
+    pick: PickOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare a study's winner with its parents on held-out documents, with paired tests."""
+    from evomerge.results import certificate, tables
+    from evomerge.studies.life import reopen
+    from evomerge.studies.plan import make_plan, recipe_of
+
+    plan = make_plan(reopen(folder), step)
+    winner = recipe_of(plan, _choose(plan, trial, pick))
+    found = certificate.certify_winner(plan, winner, step)
+    if as_json:
+        print_json(certificate.as_json(found))
+        return
+    out.print(tables.certificate_table(found))
+    out.print(found.verdict, highlight=False, soft_wrap=True)
+
+
+@command
+def export(
+    folder: StudyFolder,
+    output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    trial: Annotated[int | None, typer.Option(help="A trial's number; the best by default.")] = None,
+    pick: PickOption = None,
+) -> None:
+    """Build a trial's model as a Hugging Face folder, and check that it is the one that was scored."""
+    refuse_existing(output)
+    from evomerge.results.exporting.folder import export_trial
+    from evomerge.studies.life import reopen
+    from evomerge.studies.plan import make_plan
+
+    plan = make_plan(reopen(folder), step)
+    chosen = _choose(plan, trial, pick)
+    export_trial(plan, chosen, output, step)
+    out.print(f"trial {chosen.number} is in {output}", highlight=False, soft_wrap=True)
+
+
+@command
+def promote(
+    folder: StudyFolder,
+    output: Annotated[Path, typer.Argument(help="The next round's folder, to make.", show_default=False)],
+    trial: Annotated[int | None, typer.Option(help="A trial's number; the best by default.")] = None,
+    pick: PickOption = None,
+) -> None:
+    """Begin the next round: a study's winner as one more expert of a new experiment."""
+    refuse_existing(output)
+    from evomerge.results.exporting.next_round import promote as promote_trial
+    from evomerge.studies.life import reopen
+    from evomerge.studies.plan import make_plan
+
+    plan = make_plan(reopen(folder), step)
+    path = promote_trial(plan, _choose(plan, trial, pick), output, step)
+    out.print(f"go on with: evomerge run {path}", highlight=False, soft_wrap=True)
+
+
+def _choose(plan: Plan, number: int | None, pick: str | None) -> Trial:
+    from evomerge.results import choosing
+    from evomerge.studies import second_phase
+    from evomerge.studies.journal import read_trials
+    from evomerge.studies.trials import best_trial
+
+    if number is not None and pick is not None:
+        raise ConfigError("--pick", ["and --trial both choose a trial; give one of them"])
+    trials = read_trials(plan.folder)
+    if pick is not None:
+        return choosing.pick(trials, pick)
+    if number is None:
+        winner = best_trial(trials)
+        experiment = plan.experiment
+        if second_phase.pending(experiment.experts, experiment.operators, trials):
+            err.print("warning: the second phase is not finished; this is the best so far", style="yellow")
+        if winner is None:
+            raise StudyError(f"{plan.folder} has no finished trial yet")
+        return winner
+    if not 0 <= number < len(trials):
+        raise StudyError(f"--trial: is {number}, but the study has trials 0 to {len(trials) - 1}")
+    return trials[number]
+
+
+COMMANDS = (certify, export, promote)

@@ -1,0 +1,153 @@
+"""Commands that run a search and look at it: `run`, `resume`, `status`, `check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evomerge.cli.app import INTERRUPTED, JsonFlag, StudyFolder, command, err, out, print_json, step, warn_before
+from evomerge.errors import CheckpointError, ConfigError, StudyError, WorkerError
+
+if TYPE_CHECKING:
+    from evomerge.studies.plan import Plan
+
+
+@command
+def run(
+    experiment: Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)],
+    as_json: JsonFlag = False,
+) -> None:
+    """Run a search from an experiment file."""
+    from evomerge.studies import life
+    from evomerge.studies.experiment import load_experiment
+    from evomerge.studies.journal import check_storage
+    from evomerge.studies.plan import make_plan
+
+    loaded = load_experiment(experiment)
+    if (Path(loaded.study) / "experiment.yaml").exists():
+        life.create(loaded)  # refuses, before any model is read
+    check_storage(loaded.storage)
+    plan = make_plan(loaded, step)
+    warn_before(plan)
+    life.create(plan.experiment)
+    try:
+        _search(plan, as_json)
+    except (ConfigError, CheckpointError, WorkerError, StudyError):
+        life.abandon(plan.folder)
+        raise
+
+
+@command
+def resume(
+    folder: StudyFolder,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="A new number of candidates for the whole study.")
+    ] = None,
+    documents: Annotated[
+        int | None, typer.Option(min=1, help="A new number of document evaluations for the whole study.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Go on with a study that was stopped, or give a finished one a larger budget."""
+    from evomerge.studies.life import reopen
+    from evomerge.studies.plan import make_plan
+
+    _search(make_plan(reopen(folder, candidates, documents), step), as_json)
+
+
+def _search(plan: Plan, as_json: bool) -> None:
+    from evomerge.results import tables
+    from evomerge.results.live import LiveView
+    from evomerge.results.summary import summary
+    from evomerge.studies import journal, study
+    from evomerge.studies.trials import best_trial
+
+    earlier = journal.read_trials(plan.folder) if journal.exists(plan.folder) else []
+    try:
+        with LiveView(err, plan.experiment.budget, earlier) as view:
+            trials = study.search(plan, view, view.message)
+    except KeyboardInterrupt:
+        err.print(f"stopped; go on with `evomerge resume {plan.folder}`", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+    found = summary(trials, plan.experiment, str(plan.folder))
+    if as_json:
+        print_json(found)
+        return
+    out.print(tables.summary_table(found))
+    if "trained" in found:
+        out.print(tables.training_table(found["trained"]))
+    if (winner := best_trial(trials)) is not None:
+        out.print(tables.trials_table([winner], title="best trial"))
+    out.print(f"build it: evomerge export {plan.folder} OUT", soft_wrap=True, highlight=False)
+    if plan.experiment.fitness.holdout:
+        out.print(f"test it:  evomerge certify {plan.folder}", soft_wrap=True, highlight=False)
+
+
+@command
+def status(
+    folder: StudyFolder,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best trials to show.")] = 5,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show how a study stands, running or not."""
+    from evomerge.results import tables
+    from evomerge.results.summary import summary, trial_json
+    from evomerge.studies import journal
+    from evomerge.studies.life import reopen
+    from evomerge.studies.trials import ranked_trials
+
+    experiment = reopen(folder)
+    trials = journal.read_trials(folder) if journal.exists(folder) else []
+    found = summary(trials, experiment, str(folder))
+    ranked = ranked_trials(trials)[:top]
+    if as_json:
+        print_json({**found, "top": [trial_json(trial) for trial in ranked]})
+        return
+    out.print(tables.summary_table(found))
+    if ranked:
+        out.print(tables.trials_table(ranked, title="best trials"))
+    if "trained" in found:
+        out.print(tables.training_table(found["trained"]))
+    if "front" in found:
+        numbers = [one["number"] for one in found["front"]]
+        out.print(tables.front_table([trials[number] for number in numbers], top, found["knee"]))
+
+
+@command
+def check(
+    experiment: Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)],
+    as_json: JsonFlag = False,
+) -> None:
+    """Check an experiment without running it: files, models, search space, tasks, metrics."""
+    from evomerge.results import tables
+    from evomerge.results.summary import plan_json
+    from evomerge.studies.check import check_tasks, check_workers
+    from evomerge.studies.experiment import load_experiment
+    from evomerge.studies.journal import check_storage
+    from evomerge.studies.plan import make_plan
+
+    loaded = load_experiment(experiment)
+    check_storage(loaded.storage)
+    plan = make_plan(loaded, step)
+    # Of a cluster's machines nothing is known here.
+    machine = check_workers(plan) if loaded.workers.address is None else {}
+    step("building the tasks")
+    documents, note = check_tasks(plan)
+    found = {**plan_json(plan), **machine}
+    warnings = warn_before(plan)
+    if as_json:
+        print_json({**found, "documents": documents, "note": note, "warnings": warnings})
+        return
+    out.print(tables.plan_table(found))
+    if not machine.get("fits", True):
+        err.print("the checkpoints do not fit in this machine's free memory: merges will read from disk")
+    for task, count in documents.items():
+        out.print(f"  {task}: {count:,} documents", highlight=False)
+    if note:
+        err.print(note)
+    out.print("nothing is wrong with it", style="green")
+
+
+COMMANDS = (run, resume, status, check)

@@ -1,0 +1,1 @@
+"""How a recipe is built: one streaming pass per tensor into the live model, and its gradient."""

@@ -1,0 +1,165 @@
+"""Writes candidates into a live model, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from evomerge import plugins
+from evomerge.errors import CandidateError
+from evomerge.files import hashing
+from evomerge.merging import gradients
+from evomerge.merging.gradients import Gradient
+from evomerge.merging.kernels import arguments, passes
+from evomerge.merging.methods import TensorInputs
+from evomerge.merging.placement import Kind, open_source
+from evomerge.merging.table_store import Progress, Statistics
+from evomerge.models import checkpoints, tensor_names
+from evomerge.models.checkpoints import Checkpoint
+from evomerge.models.tensor_names import Place
+from evomerge.recipes.recipe import Recipe
+
+Compile = Literal["auto", "always", "never"]
+
+# Compiling costs seconds once per worker and saves about a second per 15 million parameters and candidate.
+WORTH_COMPILING = 20_000_000
+
+
+class Merger:
+    """Merges recipes into one live model, again and again.
+
+    Args:
+        model: the live model. Its parameters are overwritten in place, its buffers stay the base's.
+        base, experts: opened checkpoints; the experts by name.
+        cache: the folder of the tables that methods look up.
+        compiled: whether to run fused passes; `auto` does for models that are worth it.
+        residency: where base and experts lie; `auto` plans it.
+
+    Raises:
+        CheckpointError: the checkpoints do not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Checkpoint,
+        experts: Mapping[str, Checkpoint],
+        cache: Path,
+        compiled: Compile = "auto",
+        progress: Progress = lambda text: None,
+        residency: Literal["auto"] | Kind = "auto",
+    ) -> None:
+        self._parameters = dict(model.named_parameters())  # tied ones once
+        shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
+        checkpoints.check_fit(base, experts, shapes)
+        self.places = tensor_names.places(self._parameters)
+        self.layers = tensor_names.layer_count(self.places)
+        self.base, self.experts = base, dict(experts)
+        self._statistics = Statistics(base, experts, list(self._parameters), cache, progress)
+        self._source = open_source(residency, base, self.experts, list(self._parameters), self.device)
+        self.compiled = self._decide(compiled)
+
+    def _decide(self, compiled: Compile) -> bool:
+        if compiled == "auto":
+            size = sum(parameter.numel() for parameter in self._parameters.values())
+            return size >= WORTH_COMPILING and passes.can_compile(self.device)
+        return compiled == "always"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the live model is."""
+        return next(iter(self._parameters.values())).device
+
+    def apply(self, recipe: Recipe) -> None:
+        """Overwrites the model's parameters with the recipe's.
+
+        Raises:
+            CandidateError: the recipe is for another model or other experts.
+        """
+        self._check(recipe)
+        methods = [plugins.load("methods", recipe.method_at(place)) for place in self.places.values()]
+        inputs = [_inputs(recipe, place, self._statistics) for place in self.places.values()]
+        scalars = [method.scalars(one) for method, one in zip(methods, inputs, strict=True)]
+        given = arguments.arguments(scalars, self.device)
+        streamed = self._source.stream(self._parameters, list(recipe.experts))
+        for k, (parameter, (base, experts)) in enumerate(zip(self._parameters.values(), streamed, strict=True)):
+            options = inputs[k].options
+            passes.merge(methods[k], options, parameter.data, base, experts, given[k], compiled=self.compiled)
+
+    def _check(self, recipe: Recipe) -> None:
+        if unknown := sorted(set(recipe.experts) - set(self.experts)):
+            raise CandidateError(f"the recipe merges {', '.join(unknown)}, which is not open here")
+        if recipe.layers != self.layers:
+            raise CandidateError(f"the recipe is for {recipe.layers} layers, but the model has {self.layers}")
+
+    @contextmanager
+    def gradient(self, recipe: Recipe) -> Iterator[Gradient]:
+        """Takes the gradients of passes back through the live model, and turns them into the coefficients'.
+
+            merger.apply(recipe)
+            with merger.gradient(recipe) as gradient:
+                scorer.backward(documents, terms, gradient.attempt)
+            tables = gradient.tables()
+
+        Args:
+            recipe: the one that the live model holds.
+
+        Raises:
+            CandidateError: the recipe is for another model or other experts, or has a method without derivatives.
+        """
+        self._check(recipe)
+        gradients.refuse(recipe.methods)
+        methods = [plugins.load("methods", recipe.method_at(place)) for place in self.places.values()]
+        inputs = [_inputs(recipe, place, self._statistics) for place in self.places.values()]
+        scalars = [method.scalars(one) for method, one in zip(methods, inputs, strict=True)]
+        given = arguments.arguments(scalars, self.device)
+        tensors_of = (self.places.values(), self._parameters.values(), methods, inputs, given)
+        parts = [gradients.Part(*one) for one in zip(*tensors_of, strict=True)]
+        experts = list(recipe.experts)
+        found = Gradient(recipe, parts, lambda name: next(iter(self._source.stream([name], experts))))
+        with found.hooked():
+            yield found
+
+    def sha256(self) -> str:
+        """The hash of the live model's weights."""
+        return hashing.sha256({name: parameter.data for name, parameter in self._parameters.items()})
+
+
+def _inputs(recipe: Recipe, place: Place, statistics: Statistics) -> TensorInputs:
+    return TensorInputs(
+        name=place.name,
+        experts=tuple(recipe.experts),
+        values=recipe.coefficients(place),
+        options=recipe.options[recipe.method_at(place)],
+        seed=recipe.seed,
+        table=lambda kind, experts: statistics.table(kind, experts, place.name),
+    )
+
+
+def prepare(
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    names: Iterable[str],
+    recipes: Iterable[Recipe],
+    cache: Path,
+    progress: Progress,
+) -> None:
+    """Computes the tables that recipes look up, once for all workers.
+
+    Args:
+        names: the live model's parameters.
+
+    Raises:
+        CheckpointError: a tensor has values that are not finite.
+        StudyError: the cache cannot be written.
+    """
+    places = tensor_names.places(names)
+    statistics = Statistics(base, experts, list(places), cache, progress)
+    for recipe in recipes:
+        for place in places.values():
+            plugins.load("methods", recipe.method_at(place)).scalars(_inputs(recipe, place, statistics))

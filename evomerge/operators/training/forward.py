@@ -1,0 +1,130 @@
+"""What a model makes of rows, and what a live model is set to while it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from evomerge.errors import CandidateError
+from evomerge.operators.training.corpus import Row
+
+# On a CPU the backward pass of the fused kernel is slow on short sequences, and on a GPU its sums have no fixed
+# order. Beyond this length the scores that the plain one keeps take too much memory.
+_PLAIN, _FUSED, _LONG = "eager", "sdpa", 1024
+
+
+def pad(rows: Sequence[Row], device: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of several lengths as one batch, padded on the right: causal attention needs no mask then.
+
+    Returns: tokens, int64 (b, l); where a learned token is predicted, bool (b, l); the learned tokens, int64 (P,),
+        row by row.
+    """
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    where = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.ids)] = torch.tensor(row.ids)
+        where[number, row.start - 1 : len(row.ids) - 1] = True
+    labels = torch.tensor([token for row in rows for token in row.ids[row.start :]])
+    return ids.to(device), where.to(device), labels.to(device)
+
+
+def logits(model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """The logits of the learned tokens' positions, float32 (P, V), and those tokens, int64 (P,)."""
+    ids, where, labels = pad(rows, model.device)
+    return model(input_ids=ids, use_cache=False).logits[where].float(), labels
+
+
+def batches(rows: Sequence[Row], tokens: int) -> list[list[int]]:
+    """The rows' numbers in batches of at most so many tokens, padding included, longest rows first; a row that is
+    longer has one of its own."""
+    found: list[list[int]] = []
+    for number in sorted(range(len(rows)), key=lambda number: (-len(rows[number].ids), number)):
+        if found and (len(found[-1]) + 1) * len(rows[found[-1][0]].ids) <= tokens:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found
+
+
+@contextmanager
+def attention(model: Any, length: int) -> Iterator[None]:
+    """The attention that suits training on rows of at most `length` tokens; afterwards the model's own again."""
+    configs = {id(config): config for config in _configs(model)}.values()
+    before = [(config, config._attn_implementation_internal) for config in configs]
+    try:
+        try:
+            model.set_attn_implementation(_PLAIN if length <= _LONG else _FUSED)
+        except (ValueError, ImportError) as error:  # a model that has no such attention
+            raise CandidateError(f"{type(model).__name__} cannot be trained: {error}") from error
+        yield
+    finally:
+        for config, implementation in before:
+            # The attribute behind the property, which would hand the top config's value on to those below.
+            config._attn_implementation_internal = implementation
+
+
+@contextmanager
+def training(model: Any, parameters: Sequence[Tensor], length: int, *, checkpointing: bool) -> Iterator[None]:
+    """A live model set for training. Afterwards, in any case: evaluation mode, no gradients, its own attention.
+
+    Dropout stays off all the while, for merging has its noise already, and equal seeds are to give equal bits.
+
+    Args:
+        parameters: of the model, which are trained; () if the trained ones are not the model's.
+        checkpointing: whether activations within layers are computed again on the way back.
+    """
+    with ExitStack() as undo:
+        undo.callback(_clean, model)
+        _clean(model)
+        undo.enter_context(attention(model, length))
+        undo.enter_context(torch.enable_grad())
+        if checkpointing:
+            undo.enter_context(_checkpointing(model))
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+
+
+def _clean(model: Any) -> None:
+    model.eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+@contextmanager
+def _checkpointing(model: Any) -> Iterator[None]:
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise CandidateError(f"{type(model).__name__} has no layers that can be computed again; drop checkpointing")
+    before = [dict(vars(layer)) for layer in layers]
+    try:
+        for layer in layers:
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer.gradient_checkpointing = True
+            layer.training = True  # of the layer alone, which asks for it; its dropout stays off
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            for name in ("_gradient_checkpointing_func", "gradient_checkpointing", "training"):
+                if name in was:
+                    vars(layer)[name] = was[name]
+                else:
+                    vars(layer).pop(name, None)
+
+
+def _configs(model: Any) -> Iterator[Any]:
+    """The configs of a model and of its parts."""
+    waiting = [module.config for module in model.modules() if hasattr(module, "config")]
+    while waiting:
+        config = waiting.pop()
+        if hasattr(config, "_attn_implementation_internal"):
+            yield config
+            waiting += [getattr(config, name, None) for name in config.sub_configs]

@@ -1,0 +1,183 @@
+"""Teachers' answers: the log-probabilities that they give to the tokens of rows.
+
+Teachers and texts stay the same through a whole search. So their answers are computed once, and kept on disk as the
+k likeliest tokens of each position; what the others have together is one more token, see `losses`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import CandidateError
+from evomerge.files import hashed_tensors
+from evomerge.operators.training import forward, losses
+from evomerge.operators.training.corpus import Row, digest
+from evomerge.operators.training.loop import Sample
+from evomerge.operators.training.losses import Targets
+
+_FORMAT = 1  # of the file; another one is computed anew
+
+
+class Answers(Protocol):
+    """Where the targets of samples come from."""
+
+    def targets(self, samples: Sequence[Sample]) -> Targets:
+        """Of the learned tokens' positions, sample by sample."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Models that answer at once: the mean of their probabilities, each at the temperature.
+
+    Asked for a log-probability at all positions of rows; dear where the vocabulary is large.
+    """
+
+    models: tuple[Any, ...]
+    temperature: float = 1.0
+
+    @torch.no_grad()
+    def logs(self, rows: Sequence[Row]) -> Tensor:
+        """Log-probabilities, float32 (P, V), of the learned tokens' positions, row by row."""
+        every = [forward.logits(model, rows)[0].div_(self.temperature).log_softmax(-1) for model in self.models]
+        if len(every) == 1:
+            return every[0]
+        return torch.stack(every).logsumexp(0) - math.log(len(every))
+
+    def targets(self, samples: Sequence[Sample]) -> Targets:
+        """All log-probabilities."""
+        return Targets(self.logs([sample.row for sample in samples]))
+
+
+class Stored:
+    """Answers that were computed before.
+
+    Args:
+        rows: what they are for, in the order of the samples' numbers.
+        tokens, logs: of all rows, row by row: int32 (P, k), and float16 or float32 (P, k + 1), see `losses.kept`.
+    """
+
+    def __init__(self, rows: Sequence[Row], tokens: Tensor, logs: Tensor) -> None:
+        self._starts = [0, *accumulate(row.learned for row in rows)]
+        self._tokens, self._logs = tokens, logs
+
+    def targets(self, samples: Sequence[Sample]) -> Targets:
+        """Of the k likeliest tokens and the rest, float32, on the CPU."""
+        parts = [slice(*self._starts[sample.number : sample.number + 2]) for sample in samples]
+        tokens = torch.cat([self._tokens[part] for part in parts]).long()
+        return Targets(torch.cat([self._logs[part] for part in parts]).float(), tokens)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What answers depend on beside the teacher and the rows.
+
+    Attributes:
+        k: tokens kept of each position. dtype: of the teacher's weights.
+        batch_tokens: tokens that go through it at once. device: its kind.
+    """
+
+    k: int
+    temperature: float
+    dtype: str
+    batch_tokens: int
+    device: str
+
+
+class Parents:
+    """The models to learn from, opened when they are first needed.
+
+    Args:
+        parent, identity: see `operators.Context`.
+        vocabulary: rows of the student's head.
+    """
+
+    def __init__(
+        self, parent: Callable[[str], Any], identity: Mapping[str, str], vocabulary: int, temperature: float
+    ) -> None:
+        self._parent, self._identity, self._vocabulary = parent, identity, vocabulary
+        self._temperature = temperature
+        self._open: dict[str, Any] = {}
+
+    def teacher(self, names: Sequence[str]) -> Teacher:
+        """These models together.
+
+        Raises:
+            CandidateError: one has another vocabulary than the student.
+        """
+        for name in names:
+            if name not in self._open:
+                self._open[name] = model = self._parent(name)
+                found = model.get_output_embeddings().weight.shape[0]
+                if found != self._vocabulary:
+                    raise CandidateError(
+                        f"{name} answers for {found} tokens, but the merged model has {self._vocabulary}; learn "
+                        "from experts of its vocabulary"
+                    )
+        return Teacher(tuple(self._open[name] for name in names), self._temperature)
+
+    def release(self) -> None:
+        """Lets the open models go."""
+        self._open.clear()
+
+    def sha256(self, name: str) -> str:
+        """The hash of a model's weights.
+
+        Raises:
+            CandidateError: nothing is known of it.
+        """
+        if name not in self._identity:
+            raise CandidateError(f"there is no model {name!r} here to learn from")
+        return self._identity[name]
+
+
+def stored(folder: Path, names: Sequence[str], parents: Parents, rows: Sequence[Row], setting: Setting) -> Stored:
+    """The answers to rows, from disk if they are there; else computed and put there.
+
+    Raises:
+        StudyError: the disk does not take them.
+    """
+    path = folder / f"answers-{key([parents.sha256(name) for name in names], rows, **vars(setting))}.safetensors"
+    found = hashed_tensors.read(path)
+    if found is None:
+        tokens, logs = _answer(parents.teacher(names), rows, setting)
+        hashed_tensors.write(path, {"tokens": tokens, "logs": logs})
+    else:
+        tokens, logs = found[0]["tokens"], found[0]["logs"]
+    return Stored(rows, tokens, logs)
+
+
+def key(teachers: Sequence[str], rows: Sequence[Row], **settings: Any) -> str:
+    """The name of what teachers make of rows. The number of threads is in it, for it changes the last bits."""
+    content = {
+        "format": _FORMAT,
+        "teachers": list(teachers),
+        "rows": digest(rows),
+        "threads": torch.get_num_threads(),
+        **settings,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _answer(teacher: Teacher, rows: Sequence[Row], setting: Setting) -> tuple[Tensor, Tensor]:
+    """tokens, int32 (P, k), k at most the vocabulary; logs (P, k + 1), float32 for float32 models, else float16."""
+    parts: dict[int, tuple[Tensor, Tensor]] = {}
+    kind = torch.float32 if setting.dtype == "float32" else torch.float16
+    for batch in forward.batches(rows, setting.batch_tokens):
+        logs = teacher.logs([rows[number] for number in batch])
+        best = logs.topk(min(setting.k, logs.shape[1]), dim=1).indices
+        counts = [rows[number].learned for number in batch]
+        tokens, values = best.int().cpu(), losses.kept(logs, best).to(kind).cpu()
+        for number, *part in zip(batch, torch.split(tokens, counts), torch.split(values, counts), strict=True):
+            parts[number] = (part[0], part[1])
+    ordered = [parts[number] for number in range(len(rows))]
+    return torch.cat([one for one, _ in ordered]), torch.cat([one for _, one in ordered])

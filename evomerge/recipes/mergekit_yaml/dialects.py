@@ -1,0 +1,66 @@
+"""Where mergekit's methods differ from ours, and by which parts of tensor names it can tell module groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from evomerge.models import tensor_names
+from evomerge.models.tensor_names import MODULES
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What mergekit's version of one of our methods has that ours has not, and the other way round.
+
+    Attributes:
+        base: what `base_model` is: the base, which must be given; the base, without which the method works on whole
+            weights (our option `task_vectors`); or an input like all others.
+        renamed: our option -> its name in mergekit.
+        lacking: our parameters that mergekit has not. Weights are then all equal, others have our default.
+        fixed: mergekit's parameters that we have not -> the value that our method amounts to.
+        idle: mergekit's parameters that change no result.
+    """
+
+    base: Literal["base", "optional", "input"] = "base"
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    lacking: tuple[str, ...] = ()
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
+
+
+_PLAIN = ("slerp", "nearswap", "ties", "dare_linear", "dare_ties", "della", "della_linear")
+
+
+DIALECTS: dict[str, Dialect] = {
+    "linear": Dialect("input"),
+    "passthrough": Dialect("input"),
+    "karcher": Dialect("input", lacking=("weight",), fixed={"max_iter": 10, "tol": 1e-5}),
+    "nuslerp": Dialect("optional", {"flatten": "nuslerp_flatten", "row_wise": "nuslerp_row_wise"}),
+    "multislerp": Dialect("optional", {"normalize": "normalize_weights"}, fixed={"eps": 1e-8}),
+    "task_arithmetic": Dialect(idle=("density", "rescale")),
+    **{name: Dialect() for name in (*_PLAIN, "breadcrumbs", "breadcrumbs_ties")},
+    **{name: Dialect(lacking=("lambda",)) for name in ("sce", "ram", "arcee_fusion", "model_stock")},
+}
+
+
+SUPPORTED = tuple(sorted(DIALECTS))
+
+
+def group_filters(names: Iterable[str]) -> dict[str, list[str]]:
+    """Module group -> the parts of the model's tensor names by which mergekit can tell it."""
+    found: dict[str, set[str]] = {module: set() for module in MODULES}
+    for name, place in tensor_names.places(names).items():
+        found[place.module].add(_telling_filter(name, place))
+    return {module: sorted(parts) for module, parts in found.items()}
+
+
+def _telling_filter(name: str, place: tensor_names.Place) -> str:
+    """The telling part of a name with its dots, so that `.mlp.` does not take `post_mlp_layernorm`."""
+    if place.module == "other":
+        return "." + name.partition(f".{place.layer}.")[2] if place.inside else name
+    parts = name.split(".")
+    position = parts.index(tensor_names.telling_part(name))
+    before, after = "." if position else "", "." if position < len(parts) - 1 else ""
+    return before + parts[position] + after

@@ -1,0 +1,133 @@
+"""The `parameters` of a mergekit file, at all its levels, for one method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from evomerge import plugins
+from evomerge.errors import suggest
+from evomerge.recipes.mergekit_yaml.dialects import DIALECTS
+from evomerge.recipes.mergekit_yaml.values import Setting, constant, parse
+from evomerge.recipes.parameters import Parameter
+
+_IDLE = ("int8_mask",)  # mergekit's parameters that change no result, whatever the method
+
+
+_DEFAULTS = {"density": 1.0}  # mergekit's, of parameters that have none with us
+
+
+_EACH_MODEL = ("scale",)  # ours hold for all experts together, but mergekit looks them up for each model
+
+Level = dict[str, Setting]
+
+
+class Parameters:
+    """Reads `parameters` of one method, and notes in `faults` what is wrong with them.
+
+    Attributes:
+        known: the method's parameters with us.
+        switches: our options that mergekit has -> its names.
+    """
+
+    def __init__(self, method: str) -> None:
+        module = plugins.load("methods", method)
+        self.method = method
+        self.dialect = DIALECTS[method]
+        self.known: dict[str, Parameter] = {parameter.name: parameter for parameter in module.PARAMETERS}
+        self.defaults: dict[str, bool] = dict(module.OPTIONS)
+        self.switches = {
+            name: self.dialect.renamed.get(name, name) for name in module.OPTIONS if name != "task_vectors"
+        }
+        self.faults: list[str] = []
+
+    def default(self, name: str) -> float | None:
+        """A parameter's value where the file has none."""
+        return _DEFAULTS.get(name, self.known[name].default)
+
+    def level(self, path: str, given: Mapping[str, Any], *, of_model: bool = False) -> Level:
+        """The settings of one `parameters`. Options are left to `options`.
+
+        Args:
+            of_model: whether it stands beside a model, where mergekit does not look for what holds for all models.
+        """
+        found = {}
+        known = [name for name in self.known if name not in self.dialect.lacking]
+        for_all = [name for name in known if not self._of_models(name)]
+        for_all += [*self.switches.values(), *self.dialect.fixed]
+        idle = (*_IDLE, *self.dialect.idle)
+        for name, value in given.items():
+            here = f"{path}.{name}"
+            if name in for_all and of_model:
+                self.faults.append(f"{here}: holds for all models, and mergekit passes it over here; move it up")
+            elif name in self.dialect.fixed:
+                self._check_fixed(here, value, self.dialect.fixed[name])
+            elif name in known:
+                setting, faults = parse(value, here, self.known[name].fault)
+                self.faults += faults
+                if setting is not None:
+                    found[name] = setting
+            elif name not in for_all and name not in idle:
+                hint = suggest(str(name), {*known, *for_all, *idle})
+                self.faults.append(f"{here}: mergekit's {self.method} has no such parameter.{hint}")
+        return found
+
+    def _of_models(self, name: str) -> bool:
+        """Whether mergekit looks a parameter up for each model."""
+        return self.known[name].per_expert or name in _EACH_MODEL
+
+    def _check_fixed(self, path: str, value: Any, wanted: float) -> None:
+        setting, faults = parse(value, path, lambda number: None)
+        self.faults += faults
+        if setting is not None and any(number != wanted for _, gradient in setting.rows for number in gradient):
+            self.faults.append(f"{path}: is {wanted:g} in evomerge; remove it")
+
+    def levels(self, name: str, given: Sequence[Level], *, absent: bool = False) -> tuple[Setting, ...]:
+        """One parameter's settings in the order in which mergekit looks them up, its default last.
+
+        Args:
+            absent: whether the model takes no part, which is to have the weight 0.
+        """
+        if absent:
+            given = []
+        found = [level[name] for level in given if name in level]
+        if absent and name == "weight":
+            return (constant(0.0),)
+        default = self.default(name)
+        return (*found, *([] if default is None else [constant(default)]))
+
+    def options(
+        self, everywhere: Mapping[str, Any], slices: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> dict[str, bool]:
+        """The method's options under our names. Each has to be the same in all slices.
+
+        Args:
+            slices: the path and content of each slice's `parameters`.
+        """
+        chosen = dict(self.defaults)
+        for ours, theirs in self.switches.items():
+            default = self.defaults[ours]
+            outer = self._switch(f"parameters.{theirs}", everywhere[theirs]) if theirs in everywhere else default
+            found = [
+                (f"{path}.{theirs}", self._switch(f"{path}.{theirs}", given[theirs]) if theirs in given else outer)
+                for path, given in slices
+            ]
+            chosen[ours] = found[0][1] if found else outer
+            self.faults += [
+                f"{path}: is {str(on).lower()} here and otherwise in another slice; evomerge has one for the model"
+                for path, on in found
+                if on != chosen[ours]
+            ]
+        return chosen
+
+    def _switch(self, path: str, value: Any) -> bool:
+        try:
+            return _BOOL.validate_python(value)
+        except ValidationError:
+            self.faults.append(f"{path}: must be true or false, one for the whole model")
+            return False
+
+
+_BOOL = TypeAdapter(bool)

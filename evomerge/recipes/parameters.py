@@ -1,0 +1,30 @@
+"""A parameter of a merge method: its range, its default, and whether each expert has its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A coefficient of a method.
+
+    Attributes:
+        per_expert: one value for each expert, or one for all of them together.
+        low, high: the range of sound values, inclusive unless `open_low`.
+        default: the value where a recipe gives none; None makes it required.
+    """
+
+    name: str
+    per_expert: bool = False
+    low: float = float("-inf")
+    high: float = float("inf")
+    open_low: bool = False
+    default: float | None = None
+
+    def fault(self, value: float) -> str | None:
+        """Why a value is unsound, or None."""
+        above = value > self.low if self.open_low else value >= self.low
+        if above and value <= self.high:
+            return None
+        return f"must lie in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}], but is {value:g}"

@@ -1,0 +1,1 @@
+"""What came of a study: certificates, fronts, warnings, tables and exports."""

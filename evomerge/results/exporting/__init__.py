@@ -1,0 +1,1 @@
+"""Candidates as Hugging Face folders, with their cards and recipes."""

@@ -1,0 +1,158 @@
+"""What a running study shows: a live table on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.results.tables import duration, trials_table
+from evomerge.studies.experiment import Budget
+from evomerge.studies.trials import Trial, best_trial
+
+PHASES = ("merge", "operators", "scoring")
+
+
+_ROLES = {
+    "search": "",
+    "select": " against the best",
+    "final": " on all documents",
+    "elite": " before training",
+    "trained": " after training",
+    "parent": " parent {}",
+    "control": " parent {} after training",
+}
+
+
+# --- a running study ---------------------------------------------------------------------------------------
+
+
+class LiveView:
+    """Shows a study while it runs: a live table on a terminal, a line for each candidate elsewhere.
+
+    Args:
+        console: where to; its own stderr by default in the command line.
+        budget: for what is left.
+        trials: those of earlier sessions.
+    """
+
+    def __init__(self, console: Console, budget: Budget, trials: Sequence[Trial] = ()) -> None:
+        self._console = console
+        self._budget = budget
+        self._trials = list(trials)
+        self._here = 0  # trials of this session
+        self._generation = (0, 0)
+        self._start: float | None = None
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
+
+    def __enter__(self) -> LiveView:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def message(self, text: str) -> None:
+        """A step of the set-up."""
+        self._console.print(f"{text} ...", style="dim", markup=False, highlight=False)
+
+    def generation(self, number: int, size: int) -> None:
+        """A generation begins."""
+        self._generation = (number, size)
+        if self._start is None:
+            self._start = time.monotonic()
+
+    def trial(self, trial: Trial) -> None:
+        """A trial is in the log."""
+        self._trials.append(trial)
+        self._here += 1
+        if not self._console.is_terminal:
+            self._console.print(self._line(trial), markup=False, highlight=False, soft_wrap=True)
+        elif trial.reason:
+            self._console.print(f"candidate {trial.number} failed: {trial.reason}", style="yellow", markup=False)
+
+    def _line(self, trial: Trial) -> str:
+        total = f"/{self._budget.candidates}" if self._budget.candidates else ""
+        role = _ROLES[trial.role].format(trial.of)
+        counted = f"candidate {trial.number + 1}{total}" if trial.searched else "second phase:"
+        head = f"[generation {trial.generation}] {counted}{role}"
+        if trial.value is None:
+            return f"{head} failed: {trial.reason}"
+        best = best_trial(self._trials)
+        assert best is not None
+        spent = " ".join(f"{phase} {trial.seconds[phase]:.2f} s" for phase in PHASES if trial.seconds.get(phase))
+        left = f", {duration(self._left())} left" if self._left() is not None else ""
+        return f"{head} fitness {trial.value:.4f} (best {best.value:.4f}) {spent or 'seen before'}{left}"
+
+    def _left(self) -> float | None:
+        """Seconds to the end of the budget, at this session's pace."""
+        if self._budget.candidates is None or self._start is None or not self._here:
+            return None
+        pace = (time.monotonic() - self._start) / self._here
+        return pace * max(self._budget.candidates - len(self._trials), 0)
+
+    def _render(self) -> RenderableType:
+        if self._start is None:
+            return Text("")
+        done, total = sum(trial.searched for trial in self._trials), self._budget.candidates
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("generation", f"{self._generation[0]}  ({self._generation[1]} candidates)")
+        failed = sum(trial.value is None for trial in self._trials)
+        counted = f"{done}" + (f" of {total}, {total - done} left" if total else "")
+        grid.add_row("candidates", counted + (f", {failed} failed" if failed else ""))
+        spent = [trial.seconds for trial in self._trials if trial.seconds]
+        if spent:
+            shares = {phase: statistics.median(one.get(phase, 0.0) for one in spent) for phase in PHASES}
+            split = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in shares.items() if seconds >= 0.005)
+            grid.add_row("seconds each", f"{sum(shares.values()):.2f}  ({split})")
+        if (left := self._left()) is not None:
+            grid.add_row("time left", duration(left))
+        best = best_trial(self._trials)
+        parts: list[RenderableType] = [grid]
+        if best is not None:
+            parts.append(trials_table([best], title="best so far"))
+        if total:
+            parts.append(ProgressBar(total=total, completed=done, width=60))
+        return Group(*parts)
+
+
+class TrainingBar:
+    """Shows the steps of a training as they are done."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=steps, loss="", visible=False)
+
+    def __enter__(self) -> TrainingBar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def step(self, number: int, measured: Mapping[str, float]) -> None:
+        """A step is done."""
+        self._progress.update(self._task, completed=number, loss=f"{measured['loss']:.4f}", visible=True)

@@ -1,0 +1,156 @@
+"""Studies, trials and plans as plain values, for tables and for JSON."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge import plugins
+from evomerge.results import fronts, warnings
+from evomerge.results.certificate import truncation_warnings
+from evomerge.results.live import PHASES
+from evomerge.studies import scores, second_phase
+from evomerge.studies.experiment import Budget
+from evomerge.studies.plan import Plan
+from evomerge.studies.trials import Trial, best_trial
+
+
+def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, Any]:
+    """What `status` tells of a study, as plain values."""
+    best = best_trial(trials)
+    every, trials = trials, [trial for trial in trials if trial.searched]
+    finished = [trial for trial in trials if trial.value is not None]
+    spent = [trial.seconds for trial in trials if trial.seconds]
+    budget: Budget = experiment.budget
+    several = experiment.fitness.objective == "pareto"
+    second = second_phase.warnings(experiment.experts, experiment.operators, every)
+    advised = warnings.after(
+        trials,
+        warnings.coordinates_of(experiment.space, experiment.operators, trials),
+        ended=_spent(trials, budget),
+        pareto=several,
+        fresh=plugins.load("samplers", experiment.sampler.name).FRESH_DOCUMENTS,
+    )
+    return {
+        "study": folder,
+        "candidates": len(trials),
+        "budget": budget.model_dump(exclude_none=True),
+        "finished": budget.candidates is not None and len(trials) >= budget.candidates,
+        "failed": len(trials) - len(finished),
+        "generations": 1 + max((trial.generation for trial in trials), default=-1),
+        "documents": sum(trial.documents for trial in trials),
+        "tokens": sum(trial.tokens for trial in trials),
+        "seconds_per_candidate": {
+            phase: statistics.median(one.get(phase, 0.0) for one in spent) for phase in PHASES if spent
+        },
+        "elapsed": max((trial.elapsed for trial in trials), default=0.0),
+        "best": None if best is None else trial_json(best),
+        **({"trained": rows} if (rows := training_rows(every)) else {}),
+        "warnings": [*([] if best is None else _warnings(best, finished, Path(folder))), *advised, *second],
+        **(_front(trials) if several and finished else {}),
+    }
+
+
+def _spent(trials: Sequence[Trial], budget: Budget) -> bool:
+    """Whether a limit is reached; of one by time, as far as the trials tell."""
+    elapsed = max((trial.elapsed for trial in trials), default=0.0)
+    return (
+        any(trial.role == "final" for trial in trials[-1:])
+        or len(trials) >= (budget.candidates or math.inf)
+        or sum(trial.documents for trial in trials) >= (budget.documents or math.inf)
+        or elapsed >= 3600 * (budget.hours or math.inf)
+    )
+
+
+def _front(trials: Sequence[Trial]) -> dict[str, Any]:
+    """What there is to tell of several objectives: the trials that no other beats in all, best fitness first."""
+    front = sorted(fronts.front(trials), key=lambda trial: (-(trial.value or 0.0), trial.number))
+    points = [tuple(trial.climbed.values()) for trial in front]
+    return {
+        "front": [trial_json(trial) for trial in front],
+        "knee": fronts.knee(front).number,
+        "hypervolume": fronts.hypervolume(points, fronts.reference(trials)),
+    }
+
+
+def _warnings(best: Trial, finished: Sequence[Trial], folder: Path) -> list[str]:
+    """What besides skill may have made the best trial the best: it is held against the median trial."""
+    if not any(trial.truncated for trial in finished):
+        return []
+    score = scores.read_score(folder, best.recipe, best.fitness)
+    kept = [scores.read_truncated(folder, recipe, best.fitness) for recipe in {one.recipe for one in finished}]
+    counts = [truncated for truncated in kept if truncated is not None]
+    if score is None or not counts:
+        return []
+    median = {task: statistics.median_low(one[task] for one in counts) for task in score.report.tasks}
+    return list(truncation_warnings(f"trial {best.number}", score.report, {"the median trial": median}))
+
+
+def trial_json(trial: Trial) -> dict[str, Any]:
+    """A trial as plain values."""
+    return {**vars(trial), "mean": trial.mean}
+
+
+def training_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """What the second phase came to, as plain values: the elites and the control, each before and after training;
+    the best trained first."""
+    rows = []
+    for trial in trials:
+        if trial.role not in ("trained", "control"):
+            continue
+        before = second_phase.before(trial, trials)
+        rows.append(
+            {
+                "name": f"control: {trial.of}" if trial.of else f"trial {trial.number}",
+                "before": None if before is None else before.value,
+                "after": trial.value,
+                "steps": sum(one["steps"] for one in trial.left.values()),
+                "tokens": sum(one["tokens"] for one in trial.left.values()),
+                "seconds": sum(one["seconds"] for one in trial.left.values()),
+                "reason": trial.reason,
+            }
+        )
+    return sorted(rows, key=lambda row: -math.inf if row["after"] is None else -row["after"])
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """What an experiment comes to, as plain values."""
+    experiment = plan.experiment
+    return {
+        "base": str(plan.survey.base),
+        "experts": ", ".join(experiment.experts),
+        "parameters": plan.survey.parameters,
+        "layers": plan.survey.layers,
+        "dtype": plan.survey.dtype,
+        "model_bytes": plan.model_bytes,
+        "checkpoint_bytes": plan.survey.nbytes,
+        "method": " or ".join(experiment.space.methods),
+        "genes": len(plan.coordinates),
+        "sampler": experiment.sampler.name,
+        "search_tasks": ", ".join(entry.task for entry in experiment.fitness.search),
+        "holdout_tasks": ", ".join(entry.task for entry in experiment.fitness.holdout) or "none",
+        **({"operators": ", ".join(one.name for one in experiment.operators)} if experiment.operators else {}),
+        **({"training": _expected(plan)} if plan.training else {}),
+        "study": str(plan.folder),
+    }
+
+
+def _expected(plan: Plan) -> str:
+    """What the second phase takes for each of its candidates, roughly."""
+    found = []
+    for operator in plan.training:
+        cost = operator.module.estimate(
+            operator.module.Options.model_validate(operator.options), plan.survey.parameters
+        )
+        found.append(
+            f"{operator.name}: at most {cost.steps} steps of {cost.tokens:,} tokens, {_size(cost.peak_bytes)} of "
+            f"memory beside activations, {_size(cost.disk_bytes)} on disk"
+        )
+    return "; ".join(found)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"

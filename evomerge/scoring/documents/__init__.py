@@ -1,0 +1,1 @@
+"""The documents of the tasks that ship with evomerge, made on the spot."""

@@ -1,0 +1,1 @@
+"""Tokens through a model, none twice: packed batches, shared prefixes, attention masks. Knows no lm-eval."""

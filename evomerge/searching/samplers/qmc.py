@@ -1,0 +1,82 @@
+"""QMC: points that fill the space more evenly than random ones do, a scrambled Sobol or Halton sequence.
+
+Bergstra and Bengio 2012, "Random search for hyper-parameter optimization"; Sobol 1967 with the scrambling of
+Matoušek 1998; Halton 1960 with the scrambling of Owen 2017, arXiv 1706.02808. The first generation is the known
+points.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from scipy.stats import qmc
+
+from evomerge.files.schema import Strict
+from evomerge.searching.samplers import Generation, Problem, Result, generator
+from evomerge.searching.spaces.genes import Genome
+
+FRESH_DOCUMENTS = False
+
+
+SEVERAL_OBJECTIVES = True
+
+
+WANTS_DOCUMENT_SCORES = False
+
+
+class Options(Strict):
+    """population: candidates proposed at once, for Sobol best a power of two; sequence: sobol or halton."""
+
+    population: int = Field(default=16, ge=1)
+    sequence: Literal["sobol", "halton"] = "sobol"
+
+
+class QmcSampler:
+    """A candidate is the sequence's point of its place in the study; the seed scrambles the sequence."""
+
+    def __init__(self, problem: Problem, options: Options) -> None:
+        self._problem = problem
+        self._population = options.population
+        self._sequence = {"sobol": qmc.Sobol, "halton": qmc.Halton}[options.sequence]
+        self._best: tuple[float, Genome] | None = None
+        self._asked: dict[int, Generation] = {}
+
+    def ask(self, number: int) -> Generation:
+        """The known points; then the sequence's next `population` points."""
+        units = self._units(number) if number else None
+        genomes = self._problem.starts if units is None else [self._genome(unit) for unit in units]
+        self._asked[number] = Generation(genomes)
+        return self._asked[number]
+
+    def tell(self, number: int, results: Sequence[Result]) -> None:
+        """Remembers the best point; the sequence learns nothing."""
+        for genome, result in zip(self._asked.pop(number).genomes, results, strict=True):
+            if not result.failed and (self._best is None or result.value > self._best[0]):
+                self._best = (result.value, dict(genome))
+
+    def recommend(self) -> Genome | None:
+        """The best point told; none of several objectives."""
+        return self._best[1] if self._best and self._problem.objectives == 1 else None
+
+    def _units(self, number: int) -> np.ndarray:
+        """The points of a generation, (population, coordinates), each in [0, 1)."""
+        seed = int(generator(self._problem.seed).integers(2**31))
+        sequence = self._sequence(len(self._problem.coordinates), rng=seed)
+        if number > 1:
+            sequence.fast_forward((number - 1) * self._population)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this many points are not balanced
+            units: np.ndarray = sequence.random(self._population)
+        return units
+
+    def _genome(self, unit: np.ndarray) -> Genome:
+        return {c.name: c.from_unit(float(u)) for c, u in zip(self._problem.coordinates, unit, strict=True)}
+
+
+def make(problem: Problem, options: Options) -> QmcSampler:
+    """A quasi-random search over the coordinates."""
+    return QmcSampler(problem, options)

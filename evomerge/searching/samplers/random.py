@@ -1,0 +1,60 @@
+"""Uniform random search within the bounds: the baseline that every sampler has to beat.
+
+Bergstra and Bengio 2012, "Random search for hyper-parameter optimization". The first generation is the known
+points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from evomerge.files.schema import Strict
+from evomerge.searching.samplers import Generation, Problem, Result, generator
+from evomerge.searching.samplers._units import to_genome
+from evomerge.searching.spaces.genes import Genome
+
+FRESH_DOCUMENTS = False
+
+
+SEVERAL_OBJECTIVES = True
+
+
+WANTS_DOCUMENT_SCORES = False
+
+
+class Options(Strict):
+    """population: candidates proposed at once."""
+
+    population: int = Field(default=16, ge=1)
+
+
+class RandomSampler:
+    """A candidate's point is drawn from (seed, generation, slot) alone."""
+
+    def __init__(self, problem: Problem, options: Options) -> None:
+        self._problem = problem
+        self._population = options.population
+
+    def ask(self, number: int) -> Generation:
+        """The known points; then the next `population` points."""
+        if number == 0:
+            return Generation(self._problem.starts)
+        return Generation([self._draw(number, slot) for slot in range(self._population)])
+
+    def tell(self, number: int, results: Sequence[Result]) -> None:
+        """Random search learns nothing."""
+
+    def recommend(self) -> Genome | None:
+        """It has no opinion."""
+
+    def _draw(self, number: int, slot: int) -> Genome:
+        coordinates = self._problem.coordinates
+        units = generator(self._problem.seed, number, slot).random(len(coordinates))
+        return to_genome(coordinates, units)
+
+
+def make(problem: Problem, options: Options) -> RandomSampler:
+    """A random search over the coordinates."""
+    return RandomSampler(problem, options)

@@ -1,0 +1,48 @@
+"""One tensor merged by a method, without any file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from evomerge import plugins
+from evomerge.merging.kernels import passes, tables
+from evomerge.merging.methods import TensorInputs
+
+
+def merge(
+    name: str,
+    base: torch.Tensor,
+    experts: Mapping[str, torch.Tensor],
+    options: Mapping[str, bool] | None = None,
+    seed: int = 0,
+    **values: Any,
+) -> torch.Tensor:
+    """One tensor merged, with its tables computed on the spot."""
+    method: ModuleType = plugins.load("methods", name)
+    names = tuple(sorted(experts))
+    chosen = {**method.OPTIONS, **(options or {})}
+    defaults = {p.name: p.default for p in method.PARAMETERS}
+    given_values = {
+        p.name: tuple(_per_expert(values.get(p.name, defaults[p.name]), names) if p.per_expert else ())
+        or (float(values.get(p.name, defaults[p.name])),)
+        for p in method.PARAMETERS
+    }
+    inputs = TensorInputs(
+        name="t",
+        experts=names,
+        values=given_values,
+        options=chosen,
+        seed=seed,
+        table=lambda kind, which: tables.KINDS[kind].of(base, [experts[expert] for expert in which]),
+    )
+    out = torch.empty_like(base)
+    passes.run(method, chosen, out, base, [experts[e] for e in names], method.scalars(inputs), compiled=False)
+    return out
+
+
+def _per_expert(value: Any, names: tuple[str, ...]) -> list[float]:
+    return [float(value[name]) if isinstance(value, Mapping) else float(value) for name in names]

@@ -1,0 +1,202 @@
+"""Tree masks: models that heed them share tokens, models that cannot do not, and the numbers are right in both."""
+
+import pytest
+import torch
+
+from evomerge.scoring import Scorer, TaskSpec
+from evomerge.scoring.forward import attention
+from evomerge.scoring.forward.prefixes import Cost, plan_passes
+from tests.helpers.tiny_models import ROWS, TREES, plain_logprobs
+
+WINDOWS = ("gemma2", "gemma3", "mistral", "qwen2_window")
+
+
+def distinct_tokens(pairs):
+    """Tokens of the prefix tree of all rows."""
+    return len({tuple(row[:length]) for row, _ in pairs for length in range(1, len(row) + 1)})
+
+
+def assert_equal_to_plain_forwards(model, engine, pairs):
+    found = engine.answer(range(len(pairs)), [], None)
+    for at, (row, answer) in enumerate(pairs):
+        logprob, greedy = plain_logprobs(model, row, answer)
+        assert found.likelihoods[at][0] == pytest.approx(logprob, abs=1e-4)
+        assert found.likelihoods[at][1] == greedy
+    return found
+
+
+@pytest.fixture
+def pairs(scoring_few_shot):
+    """Few-shot rows on one beginning, a short row, and a row longer than a batch."""
+    return [*scoring_few_shot(), ([5, 9, 7], [7]), (list(range(20, 140)), [139, 3, 4])]
+
+
+@pytest.mark.parametrize("family", TREES)
+def test_a_model_that_heeds_a_tree_mask_shares_tokens_and_is_right(family, pairs, scoring_model, scoring_engine):
+    model = scoring_model(family)
+    engine = scoring_engine(model, pairs)
+    assert engine.shared
+    found = assert_equal_to_plain_forwards(model, engine, pairs)
+    assert distinct_tokens(pairs) <= found.tokens < 1.1 * distinct_tokens(pairs)
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 1024])
+@pytest.mark.parametrize("family", ROWS)
+def test_a_model_that_cannot_heed_a_tree_mask_is_right_row_by_row(
+    family, batch_tokens, pairs, scoring_model, scoring_engine
+):
+    model = scoring_model(family)
+    engine = scoring_engine(model, pairs, batch_tokens=batch_tokens)
+    assert not engine.shared
+    found = assert_equal_to_plain_forwards(model, engine, pairs)
+    assert found.tokens == sum(map(len, {tuple(row) for row, _ in pairs}))
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_a_scorer_says_whether_rows_are_shared(family, scoring_model, scoring_tokenizer, scoring_tasks):
+    scorer = Scorer(scoring_model(family), scoring_tokenizer, [TaskSpec("mc_letters")], include=scoring_tasks)
+    assert scorer.shared == (family in TREES)
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+def test_a_window_narrower_than_the_kept_path_is_kept_to(family, pairs, scoring_model, scoring_engine):
+    """Rows, the beginning they share and single batches are all longer than the window."""
+    model = scoring_model(family)
+    masks = attention.describe(model)
+    assert masks.window == 16 < min(len(row) for row, _ in pairs if len(row) > 3)
+    for batch_tokens in (24, 1024):
+        assert_equal_to_plain_forwards(model, scoring_engine(model, pairs, batch_tokens=batch_tokens), pairs)
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+def test_a_window_one_token_off_is_noticed(family, scoring_model):
+    model = scoring_model(family)
+    masks = attention.describe(model)
+    assert attention.admit_trees(model, masks, 100)
+    for off in (-1, 1):
+        windows = {kind: window and window + off for kind, window in masks.windows.items()}
+        assert not attention.admit_trees(model, attention.Attention(windows, masks.dtype), 100)
+
+
+def wrap(model, change):
+    """Changes the keywords of each forward pass of a model's body."""
+    plain = model.model.forward
+
+    def forward(
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        use_cache=None,
+        **keywords,
+    ):
+        given = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+        }
+        return plain(input_ids=input_ids, inputs_embeds=inputs_embeds, **keywords, **change(given))
+
+    model.model.forward = forward
+
+
+def without_positions(given):
+    return {**given, "position_ids": None}
+
+
+def without_mask(given):
+    return {**given, "attention_mask": None}
+
+
+def without_past(given):
+    return {**given, "past_key_values": None}
+
+
+def with_two_dimensions(given):
+    mask = given["attention_mask"]
+    return given if mask is None else {**given, "attention_mask": (mask[:, 0, -1] == 0).long()}
+
+
+def that_fails(given):
+    if given["attention_mask"] is not None:
+        raise ValueError("attention_mask should be (b, l)")
+    return given
+
+
+@pytest.mark.parametrize(
+    "change",
+    [without_positions, without_mask, without_past, with_two_dimensions, that_fails],
+    ids=lambda change: change.__name__,
+)
+def test_a_model_that_ignores_what_it_is_told_is_forwarded_row_by_row(change, pairs, scoring_model, scoring_engine):
+    model = scoring_model("llama")
+    wrap(model, change)
+    assert attention.describe(model) is not None
+    engine = scoring_engine(model, pairs)
+    assert not engine.shared
+    assert_equal_to_plain_forwards(scoring_model("llama"), engine, pairs)
+
+
+def test_a_wrapped_model_that_passes_all_on_shares_tokens(pairs, scoring_model, scoring_engine):
+    model = scoring_model("llama")
+    wrap(model, lambda given: given)
+    assert scoring_engine(model, pairs).shared
+
+
+def test_running_out_of_memory_while_a_model_is_tried_out_says_nothing_of_the_model(scoring_model):
+    model = scoring_model("llama")
+
+    def no_memory(given):
+        raise torch.OutOfMemoryError("provoked")
+
+    wrap(model, no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        attention.find(model, 100)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_half_precision_model_is_admitted_and_one_that_ignores_positions_is_not(family, scoring_model):
+    model = scoring_model(family).bfloat16()
+    assert attention.find(model, 100) is not None
+    wrap(model, without_positions)
+    assert attention.find(model, 100) is None
+
+
+def test_a_mask_shows_each_token_its_path_and_its_ancestors_within_the_window(scoring_model):
+    ends = torch.tensor([[5, 3, 3, 5, 5]])
+    depths = torch.tensor([[2, 3, 4, 3, 4]])
+    masks = attention.Attention({"full_attention": None, "sliding_attention": 3}, torch.float32)
+    found = {kind: (mask[0, 0] == 0).int().tolist() for kind, mask in masks.masks(ends, depths, 2).items()}
+    assert found["full_attention"] == [
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0, 1, 0],
+        [1, 1, 1, 0, 0, 1, 1],
+    ]
+    assert found["sliding_attention"] == [
+        [1, 1, 1, 0, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0, 0],
+        [0, 0, 1, 1, 1, 0, 0],
+        [0, 1, 1, 0, 0, 1, 0],
+        [0, 0, 1, 0, 0, 1, 1],
+    ]
+
+
+def test_a_walk_may_leave_out_batches_that_others_do_not_stand_on(scoring_model, scoring_few_shot):
+    model = scoring_model("llama")
+    rows = [torch.tensor(row).numpy() for row in dict.fromkeys(tuple(row) for row, _ in scoring_few_shot(12))]
+    made = plan_passes(rows, [1] * len(rows), 32, 256, Cost(0.003, 2.0))
+    masks = attention.find(model, 100)
+    number, line, column = made.places[-1][-1].tolist()
+    under = made.batches[number].under
+    assert set(range(number)) - set(under)
+    walk = attention.Walk(model, masks)
+    with torch.no_grad():
+        for at in (*under, number):
+            hidden, _ = walk.forward(attention.Step.of(made.batches[at], "cpu"))
+        wanted = model.model(input_ids=torch.tensor(rows[-1])[None])[0][0, -1]
+    assert walk.tokens < made.tokens
+    torch.testing.assert_close(hidden[line, column], wanted, rtol=0, atol=1e-4)
