@@ -146,7 +146,7 @@ def _simulate(
 
     def watch(spent: int, lines: Sequence[Line], recommended: Genome | None) -> None:
         points = [] if recommended is None else [recommended]
-        whole = [line for line in lines if line.whole]
+        whole = [line for line in lines if line.all_documents]
         if whole:  # the candidate that scored best, or the mean, whichever is truly better: no one could know
             points.append(max(whole, key=lambda line: line.value or 0.0).genome)
         curve.append((spent, max(float(world.true(point(one))[0]) for one in points)))

@@ -7,8 +7,6 @@ those of the folder.
 
 from __future__ import annotations
 
-from evomerge.models.tensor_names import Shapes
-
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -23,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from evomerge.errors import CheckpointError
 from evomerge.files import hashing
 from evomerge.models.source import Source
+from evomerge.models.tensor_names import Shapes
 
 INDEX = "model.safetensors.index.json"
 
@@ -34,7 +33,6 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
 CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of unquantized weights
-
 
 
 def locate(source: Source, where: str) -> Path:
@@ -282,5 +280,3 @@ def some(names: list[str]) -> str:
     """The first few of many names."""
     shown = ", ".join(names[:3])
     return shown + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")
-
-

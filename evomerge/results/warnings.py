@@ -269,7 +269,7 @@ def _effects(values: np.ndarray, columns: np.ndarray, owners: Sequence[str], fre
 def _rising(trials: Sequence[Trial]) -> list[str]:
     """The fitness still rises in the last third of the search."""
     searched = [trial for group in _searched(trials) for trial in group]
-    rising = _means_rise(trials) if all(trial.whole for trial in searched) else _incumbents_rise(trials)
+    rising = _means_rise(trials) if all(trial.all_documents for trial in searched) else _incumbents_rise(trials)
     if not rising:
         return []
     return [

@@ -124,7 +124,7 @@ class Experiment(Strict):
     storage: Annotated[str, AfterValidator(_check_storage)] = "journal"
     study: str
 
-    def course(self) -> str:
+    def search_digest(self) -> str:
         """A hash of what decides, besides fitness and space, which candidates a search looks at."""
         content = self.model_dump(mode="json", include={"sampler", "fidelity", "mode"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -135,7 +135,10 @@ class Experiment(Strict):
         faults = name_faults(self.experts)
         faults += [f"operators.{name}: is there twice" for name in sorted(set(names)) if names.count(name) > 1]
         faults += self._operator_faults()
-        if self.fitness.objective == "pareto" and not plugins.load("samplers", self.sampler.name).SEVERAL_OBJECTIVES:
+        if (
+            self.fitness.objective == "pareto"
+            and not plugins.load("samplers", self.sampler.name).SEVERAL_OBJECTIVES
+        ):
             many = [name for name in plugins.names("samplers") if plugins.load("samplers", name).SEVERAL_OBJECTIVES]
             faults.append(
                 f"sampler: {self.sampler.name} takes one objective, but fitness.objective is pareto; "

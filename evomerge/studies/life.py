@@ -1,15 +1,18 @@
-"""The life of a study's folder: made, abandoned, opened again."""
+"""The life of a study's folder: made, opened again, ended, or abandoned."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from evomerge.errors import StudyError
 from evomerge.files import writing
+from evomerge.files.hashing import file_sha256
 from evomerge.studies import journal
 from evomerge.studies.experiment import Experiment, experiment_to_yaml, load_experiment
-from evomerge.studies.folder import EXPERIMENT
+from evomerge.studies.folder import ENDED, EXPERIMENT
 
 
 def create(experiment: Experiment) -> Path:
@@ -33,10 +36,44 @@ def create(experiment: Experiment) -> Path:
 
 
 def keep_experiment(experiment: Experiment, folder: Path) -> None:
+    """Writes STUDY/experiment.yaml."""
+    path = folder / EXPERIMENT
     with writing.saving(folder):
-        aside = folder / f"{EXPERIMENT}.tmp"
+        aside = path.with_name(f"{EXPERIMENT}.tmp")
         aside.write_text(experiment_to_yaml(experiment), encoding="utf-8")
-        aside.replace(folder / EXPERIMENT)
+        aside.replace(path)
+
+
+def keep_budget(experiment: Experiment) -> None:
+    """Writes a budget that is not the study's any more into its folder, for good."""
+    folder = Path(experiment.study)
+    if load_experiment(folder / EXPERIMENT).budget != experiment.budget:
+        keep_experiment(experiment, folder)
+
+
+def note_end(experiment: Experiment, trials: int) -> None:
+    """Notes that a study has spent its budget, by so many trials."""
+    folder = Path(experiment.study)
+    path = folder / ENDED
+    with writing.saving(path):
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(_end(folder, trials)) + "\n", encoding="utf-8")
+        aside.replace(path)
+
+
+def ended(folder: Path, trials: int) -> bool:
+    """Whether a study of so many trials has spent its budget, and would find nothing to do.
+
+    False where that is not known: a study that was killed after its last trial notes its end when it is resumed.
+    """
+    try:
+        return bool(json.loads((folder / ENDED).read_text(encoding="utf-8")) == _end(folder, trials))
+    except (OSError, ValueError):
+        return False
+
+
+def _end(folder: Path, trials: int) -> dict[str, Any]:
+    return {"trials": trials, "experiment": file_sha256(folder / EXPERIMENT)}
 
 
 def abandon(folder: Path) -> None:

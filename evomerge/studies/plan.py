@@ -22,7 +22,7 @@ from evomerge.searching.spaces.known_points import known_points, resolve
 from evomerge.searching.spaces.operator_genes import Operator
 from evomerge.studies import journal, second_phase, warm_start
 from evomerge.studies.candidates import operating
-from evomerge.studies.candidates.workbench import Setup
+from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.experiment import Experiment
 from evomerge.studies.folder import ANSWERS, DELTAS, EXPERIMENT, TABLES
 from evomerge.studies.trials import Trial, best_trial
@@ -155,15 +155,15 @@ def recipe_of(plan: Plan, trial: Trial) -> Recipe:
 
 
 def trained_files(plan: Plan, trials: Iterable[Trial]) -> dict[str, str]:
-    """What training left, by the names of its files: see `candidate.Setup.left`."""
-    found = {}
-    for trial in trials:
-        if trial.left:
-            recipe = recipe_of(plan, trial)
-            for position, step in enumerate(recipe.operators):
-                if step.name in trial.left:
-                    found[operating.delta_file(recipe, position)] = str(trial.left[step.name]["sha256"])
-    return found
+    """Name of a file that training left -> the sha256 of its tensors, see `candidates.setup.Setup.trained`."""
+    return {
+        operating.delta_file(recipe, position): str(trial.training_records[step.name]["sha256"])
+        for trial in trials
+        if trial.training_records
+        for recipe in [recipe_of(plan, trial)]
+        for position, step in enumerate(recipe.operators)
+        if step.name in trial.training_records
+    }
 
 
 def _extremes(experiment: Experiment) -> list[OperatorStep]:

@@ -14,24 +14,25 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from evomerge.recipes.recipe import Recipe, parent_recipe
+from evomerge.searching.host import Role
 from evomerge.searching.spaces.decoding import CommonRecipe, coordinates, decode
 from evomerge.searching.spaces.genes import Genome, initial
 from evomerge.searching.spaces.operator_genes import Operator
 from evomerge.searching.spaces.space import SearchSpace
-from evomerge.studies.trials import Role, Trial, elite_trials
+from evomerge.studies.trials import Trial, elite_trials
 
 
 @dataclass(frozen=True)
 class Member:
-    """A model of the second phase; see `records.Trial` for the attributes."""
+    """A model of the second phase; see `trials.Trial` for the attributes."""
 
     role: Role
     genome: Genome = field(default_factory=dict)
-    of: str = ""
+    parent: str = ""
 
     def same(self, trial: Trial) -> bool:
         """Whether a trial is of this model."""
-        return (trial.role, trial.genome, trial.of) == (self.role, self.genome, self.of)
+        return (trial.role, trial.genome, trial.parent) == (self.role, self.genome, self.parent)
 
 
 def recipe(
@@ -43,7 +44,7 @@ def recipe(
         operators: those of the second phase.
     """
     found = decode(space, frame, member.genome or initial(coordinates(space, frame)))
-    merged = parent_recipe(found, member.of) if member.role in ("parent", "control") else found
+    merged = parent_recipe(found, member.parent) if member.role in ("parent", "control") else found
     trained = [operator.step() for operator in operators] if member.role in ("trained", "control") else []
     return merged.model_copy(update={"operators": (*found.operators, *trained)})
 
@@ -53,7 +54,7 @@ def untrained(frame: CommonRecipe, operators: Sequence[Operator], trials: Sequen
     chosen = _elites(operators, trials)
     genome = _acting(frame, chosen)
     return [
-        *(Member("parent", genome, of=name) for name in ("base", *sorted(frame.experts))),
+        *(Member("parent", genome, parent=name) for name in ("base", *sorted(frame.experts))),
         *(Member("elite", trial.genome) for trial in chosen),
     ]
 
@@ -66,7 +67,7 @@ def trained(frame: CommonRecipe, operators: Sequence[Operator], trials: Sequence
     found = [Member("trained", trial.genome) for trial in ready]
     parent = best_parent([trial for trial in trials if trial.genome == genome])
     if ready and parent is not None:
-        found.append(Member("control", genome, of=parent.of))
+        found.append(Member("control", genome, parent=parent.parent))
     return found
 
 
@@ -114,7 +115,7 @@ def _acting(frame: CommonRecipe, chosen: Sequence[Trial]) -> Genome:
 
 def before(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
     """What was trained to a trial: the elite, or the control's parent; None if it has not been scored."""
-    untrained = Member("parent" if trial.of else "elite", trial.genome, trial.of)
+    untrained = Member("parent" if trial.parent else "elite", trial.genome, trial.parent)
     return next((one for one in trials if untrained.same(one) and one.value is not None), None)
 
 

@@ -19,8 +19,7 @@ from evomerge.searching.spaces.decoding import CommonRecipe, decode
 from evomerge.searching.spaces.genes import Genome
 from evomerge.searching.spaces.known_points import WantedWeight, nearest_weights, together
 from evomerge.searching.spaces.space import SearchSpace
-from evomerge.studies.candidates import workbench
-from evomerge.studies.candidates.workbench import Setup
+from evomerge.studies.candidates.setup import Setup, open_inputs
 
 # --- model stock -------------------------------------------------------------------------------------------
 
@@ -66,7 +65,7 @@ def _wishes(
     setup: Setup, space: SearchSpace, frame: CommonRecipe, genome: Genome, names: Sequence[str], progress: Progress
 ) -> list[WantedWeight]:
     """Model stock's weight of each tensor, beside the λ that a genome has there."""
-    base, experts = workbench.open_inputs(setup)
+    base, experts = open_inputs(setup)
     recipe = decode(space, frame, genome)
     stock = plugins.load("methods", "model_stock")
     statistics = Statistics(

@@ -32,7 +32,8 @@ from evomerge.scoring.smooth_metrics import choice_metrics, golds
 from evomerge.searching.spaces import decoding
 from evomerge.searching.spaces.decoding import CommonRecipe
 from evomerge.searching.spaces.space import SearchSpace
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.workbench import Workbench
 from tests.helpers.family import FITNESS, make_tokenizer, save_family
 
 METHODS = plugins.names("methods")
@@ -377,7 +378,7 @@ def test_the_gradient_is_the_slope_of_what_evaluate_says(family: Path, tmp_path:
 
     def value(step: float) -> float:
         moved = {name: genome[name] + step * found[name] / length for name in genome}
-        return bench.evaluate(decoding.decode(chosen, frame, moved)).measured.value
+        return bench.evaluate(decoding.decode(chosen, frame, moved)).value
 
     column = [(value(step) - value(-step)) / (2.0 * step) for step in (0.004, 0.002, 0.001)]
     for power in (4.0, 16.0):
@@ -392,7 +393,7 @@ def test_the_score_is_that_of_evaluate(family: Path, tmp_path: Path) -> None:
     for asked in (None, documents):
         score, _ = bench.gradient(recipe, asked)
         wanted = bench.evaluate(recipe, asked)
-        assert score.measured.value == pytest.approx(wanted.measured.value, abs=1e-5)
+        assert score.value == pytest.approx(wanted.value, abs=1e-5)
         assert score.measured.climbed == pytest.approx(wanted.measured.climbed, abs=1e-5)
         assert score.weights_sha256 == wanted.weights_sha256
         for task, own in score.report.tasks.items():
@@ -406,7 +407,7 @@ def test_tasks_that_are_left_out_take_no_part(family: Path, tmp_path: Path) -> N
     bench, chosen = open_bench(family, tmp_path), everything("task_arithmetic")
     recipe = decoding.decode(chosen, laid(bench), some_genome(chosen, laid(bench)))
     score, _ = bench.gradient(recipe, {"first": [0, 2]})
-    assert score.measured.value == score.measured.climbed["first"]
+    assert score.value == score.measured.climbed["first"]
     assert set(score.report.tasks) == {"first"}
 
 

@@ -15,7 +15,8 @@ from evomerge.merging.kernels.passes import can_compile
 from evomerge.models import loading, survey
 from evomerge.models.source import Source
 from evomerge.recipes.recipe import Recipe
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.workbench import Workbench
 
 
 def open_bench(family: Path, cache: Path, **changes: Any) -> Workbench:

@@ -19,14 +19,13 @@ from evomerge import plugins
 from evomerge.errors import StudyError
 from evomerge.results.exporting.folder import export_trial, weights_sha256
 from evomerge.studies import journal, life, study
-from evomerge.studies.candidates.workbench import Setup
+from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.folder import JOURNAL
 from evomerge.studies.plan import Plan
 from evomerge.studies.trials import Trial, best_trial
 from evomerge.studies.workers.inline_pool import InlinePool
-
 from tests.helpers.family import experiment_mapping
-from tests.helpers.studies import Silent, all_that_counts, begin, what_counts
+from tests.helpers.studies import Silent, all_that_counts, begin
 
 SAMPLERS = plugins.names("samplers")
 MINI: dict[str, Any] = {"batch": 8, "select": 0.25}
@@ -115,10 +114,10 @@ def test_a_study_in_mini_batches_ends_with_its_winner_on_all_documents(lay: Lay,
     assert {trial.role for trial in trials} == {"search", "select", "final"}
     assert [trial for trial in trials if trial.role == "final"] == [final]
     assert best_trial(trials) == final
-    assert final.whole
+    assert final.all_documents
     incumbents = [trial for trial in trials if trial.role == "select" and trial.incumbent]
     assert final.genome == incumbents[-1].genome
-    assert not any(trial.whole or trial.incumbent for trial in trials if trial.role == "search")
+    assert not any(trial.all_documents or trial.incumbent for trial in trials if trial.role == "search")
     assert all(len(trial.blocks) >= 2 for trial in trials if trial.role == "search")
     for trial in trials:
         assert trial.value is not None

@@ -19,8 +19,7 @@ from evomerge.searching.spaces.decoding import CommonRecipe
 from evomerge.searching.spaces.genes import Coordinate
 from evomerge.searching.spaces.space import SearchSpace
 from evomerge.studies import warm_start
-from evomerge.studies.candidates import workbench
-from evomerge.studies.candidates.workbench import Setup
+from evomerge.studies.candidates.setup import Setup
 
 WEIGHT = {"low": 0.0, "high": 1.5, "per": ["layer", "module", "expert"]}
 POINTS = [
@@ -98,7 +97,7 @@ def made(folder: Path, **changes: Any) -> tuple[Setup, SearchSpace, CommonRecipe
 
 def cosine_weight(setup: Setup, name: str) -> float:
     """t/K of one tensor of two experts, t = 2c/(1 + c), straight from the paper."""
-    base, experts = workbench.open_inputs(setup)
+    base, experts = setup.open_inputs(setup)
     first, second = ((experts[one][name].double() - base[name].double()).flatten() for one in ("ant", "bee"))
     cosine = float(first @ second / (first.norm() * second.norm()))
     return min(max(cosine / (1.0 + cosine), 0.0), 0.5)
@@ -124,7 +123,7 @@ def test_model_stocks_weights_are_the_means_of_its_ratio_by_elements(kin: Path, 
     setup, chosen, laid, names = made(kin, cache=tmp_path)
     found = warm_start.model_stock(setup, chosen, laid, names)
     assert found is not None
-    base, _ = workbench.open_inputs(setup)
+    base, _ = setup.open_inputs(setup)
     laid_out = places(names)
     for group, layers in (("g0", (0, 1)), ("g1", (2, 3))):
         covered = [name for name, place in laid_out.items() if place.module == "mlp" and place.layer in layers]

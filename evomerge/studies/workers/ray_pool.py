@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import EvomergeError, WorkerError
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.workbench import Workbench
 from evomerge.studies.workers.jobs import Job, Outcome, evaluate
 from evomerge.studies.workers.resources import Workers, plan_workers
 

@@ -18,7 +18,7 @@ from evomerge.scoring.documents import long_context
 from evomerge.scoring.documents.long_context import Ending, Question, long_tail, needle, passkey, rows
 from evomerge.scoring.documents.texts import SECTORS, _kjv, passages, read_text
 from evomerge.scoring.fitness import Fitness
-from evomerge.scoring.objective import open_scorer
+from evomerge.scoring.opening import open_scorer
 from tests.helpers.family import make_tokenizer
 
 SIZE = 600

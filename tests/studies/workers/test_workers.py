@@ -18,7 +18,7 @@ from evomerge.errors import ConfigError, WorkerError
 from evomerge.recipes.recipe import Recipe
 from evomerge.searching.spaces import decoding, genes
 from evomerge.studies import experiment, study
-from evomerge.studies.candidates.workbench import Setup
+from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.plan import Plan, make_plan
 from evomerge.studies.trials import Trial
 from evomerge.studies.workers.inline_pool import InlinePool
@@ -26,9 +26,7 @@ from evomerge.studies.workers.jobs import Job
 from evomerge.studies.workers.opening import open_pool
 from evomerge.studies.workers.ray_pool import MARK, RayPool
 from evomerge.studies.workers.resources import Resources, Workers, plan_workers
-
-from tests.helpers.studies import Silent, begin
-from tests.helpers.studies import all_that_counts
+from tests.helpers.studies import Silent, all_that_counts, begin
 
 
 @pytest.mark.parametrize(
