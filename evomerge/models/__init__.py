@@ -1,0 +1,1 @@
+"""Models on disk and live: checkpoints, adapters, tokenizers, tensor names, and what transformers makes of them."""

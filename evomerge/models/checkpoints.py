@@ -1,0 +1,286 @@
+"""Opens checkpoints: safetensors only, memory-mapped, sharded or not; and checks that they fit together.
+
+Tensors are views of the mapped files: opening reads the headers alone, and all workers of a host share one
+copy in the page cache. Tensors that had to be made (see `inputs`) lie in an overlay, a safetensors file that covers
+those of the folder.
+"""
+
+from __future__ import annotations
+
+from evomerge.models.tensor_names import Shapes
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+
+from evomerge.errors import CheckpointError
+from evomerge.files import hashing
+from evomerge.models.source import Source
+
+INDEX = "model.safetensors.index.json"
+
+
+SINGLE = "model.safetensors"
+
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+
+
+CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of unquantized weights
+
+
+
+def locate(source: Source, where: str) -> Path:
+    """The local folder of a source; a Hub id is fetched (or found in the Hub's cache).
+
+    Args:
+        where: what names the source in a person's file, for the message.
+
+    Raises:
+        CheckpointError: there is no such folder, or the Hub does not give it.
+    """
+    folder = Path(source.model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or source.model.count("/") != 1:
+        raise CheckpointError(f"{where}: there is no model folder {source.model}; check the path")
+    try:
+        return Path(snapshot_download(source.model, revision=source.revision, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{where}: {source} is no folder here and cannot be fetched from the Hub ({reason}); "
+            "check the name, or download it first and give its folder"
+        ) from error
+
+
+class Checkpoint(Mapping[str, torch.Tensor]):
+    """The tensors of a checkpoint, by name, as read-only views of its files.
+
+    Args:
+        where: what names the checkpoint in a person's file, for messages.
+        sha256: the hash of the weights if it is known already; else it is computed when asked for.
+        single: the folder's one weights file, if it is not to be looked for.
+
+    Raises:
+        CheckpointError: the folder holds no safetensors, or a file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, where: str, sha256: str | None = None, single: str | None = None) -> None:
+        self.folder = folder
+        self.where = where
+        self._sha256 = sha256
+        self._home: dict[str, tuple[Path, Any]] = {}  # tensor -> its file, and the handle that reads it
+        self._views: dict[str, torch.Tensor] = {}
+        for name, listed in (_shards(folder, where) if single is None else {single: None}).items():
+            path = folder / name
+            handle = _open(path, where)
+            held = list(handle.keys())
+            lost = sorted(set(listed or ()) - set(held))
+            if lost:
+                raise CheckpointError(
+                    f"{where}: {path} lacks {some(lost)}, which {folder / INDEX} says it holds; copy both again"
+                )
+            self._home.update(dict.fromkeys(held if listed is None else listed, (path, handle)))
+        if not self._home:
+            raise CheckpointError(f"{where}: {folder} holds no tensors; copy it again")
+
+    def covered(self, overlay: Path, folder: Path, where: str, sha256: str) -> Checkpoint:
+        """This checkpoint with an overlay's tensors over its own, under another name."""
+        found = Checkpoint(overlay.parent, where, sha256, overlay.name)
+        found.folder = folder
+        found._home = {**self._home, **found._home}
+        return found
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._views:
+            self._views[name] = self._home[name][1].get_tensor(name)
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._home))
+
+    def __len__(self) -> int:
+        return len(self._home)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._home
+
+    def file(self, name: str) -> Path:
+        """The file that a tensor lies in."""
+        return self._home[name][0]
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Each tensor's shape, from the headers."""
+        return {name: tuple(handle.get_slice(name).get_shape()) for name, (_, handle) in self._home.items()}
+
+    @cached_property
+    def dtypes(self) -> dict[str, str]:
+        """Each tensor's dtype, from the headers: torch's name of it, or the file's if it is no ordinary float."""
+        codes = {name: handle.get_slice(name).get_dtype() for name, (_, handle) in self._home.items()}
+        return {name: CODES.get(code, code) for name, code in codes.items()}
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the weights, see `tensors.sha256`. Reads every byte once."""
+        if self._sha256 is None:
+            self._sha256 = hashing.sha256(self)
+        return self._sha256
+
+    @cached_property
+    def dtype(self) -> str:
+        """The dtype that most of the elements have, see `dtypes`."""
+        sizes: dict[str, int] = {}
+        for name, dtype in self.dtypes.items():
+            sizes[dtype] = sizes.get(dtype, 0) + math.prod(self.shapes[name])
+        return max(sizes, key=lambda dtype: sizes[dtype])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(self[name].nbytes for name in self)
+
+
+def _open(path: Path, where: str) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{where}: {path} is missing; copy the checkpoint again")
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{where}: {path} is damaged ({error}); copy it again") from error
+
+
+def _shards(folder: Path, where: str) -> dict[str, list[str] | None]:
+    """The files of a folder's weights -> the tensors that its index sees in them; None without an index."""
+    if (folder / INDEX).is_file():
+        shards: dict[str, list[str]] = {}
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            for tensor, name in index["weight_map"].items():
+                shards.setdefault(str(name), []).append(tensor)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{where}: {folder / INDEX} is damaged; copy it again") from error
+        return dict(shards)
+    if (folder / SINGLE).is_file():
+        return {SINGLE: None}
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{where}: {folder} is a LoRA adapter, which can be an expert but not stand alone; "
+            "`evomerge merge` makes a model of it and its base"
+        )
+    if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
+        raise CheckpointError(
+            f"{where}: {folder} has pickled weights only, and evomerge reads none; save it as safetensors "
+            "(transformers: save_pretrained)"
+        )
+    raise CheckpointError(f"{where}: {folder} has no {SINGLE}; is it a model folder?")
+
+
+class Described(Protocol):
+    """What the headers of a checkpoint say, or will say once its overlay is made."""
+
+    where: str
+    folder: Path
+
+    @property
+    def shapes(self) -> Shapes:
+        """Each tensor's shape."""
+
+    @property
+    def dtypes(self) -> Mapping[str, str]:
+        """Each tensor's dtype, see `Checkpoint.dtypes`."""
+
+    def file(self, name: str) -> Path:
+        """Where a tensor comes from."""
+
+
+def check_fit(
+    base: Described, experts: Mapping[str, Described], wanted: Shapes, rows: Collection[str] = ()
+) -> None:
+    """Checks that every checkpoint has the tensors that the live model wants, in its shapes.
+
+    Args:
+        wanted: the live model's parameters, name -> shape.
+        rows: those of them that have one row for each token of the vocabulary.
+
+    Raises:
+        CheckpointError: naming the checkpoints and the tensors, all of them at once.
+    """
+    faults = []
+    for checkpoint in (base, *experts.values()):
+        where, folder = checkpoint.where, checkpoint.folder
+        if missing := [name for name in wanted if name not in checkpoint.shapes]:
+            faults.append(
+                f"{where}: {folder} lacks {some(missing)}; all models must be fine-tuned "
+                "from one base and saved under the same tensor names"
+            )
+        for name, shape in wanted.items():
+            if name in checkpoint.shapes and (
+                fault := _fault(checkpoint, name, tuple(shape), rows, of_base=checkpoint is base)
+            ):
+                faults.append(f"{where}: {name} {fault}")
+                break
+    if faults:
+        raise CheckpointError("\n".join(faults))
+
+
+def _fault(
+    checkpoint: Described, name: str, shape: tuple[int, ...], rows: Collection[str], *, of_base: bool
+) -> str | None:
+    """What keeps a tensor from standing in for the live model's of that shape."""
+    found, file = checkpoint.shapes[name], checkpoint.file(name)
+    if checkpoint.dtypes[name] not in CODES.values():
+        return (
+            f"is {checkpoint.dtypes[name]} in {file}: a quantized checkpoint; give the float16, bfloat16 or "
+            "float32 one"
+        )
+    if found != shape and of_base:
+        return f"has shape {list(found)} in {file}, but its config.json asks for {list(shape)}; copy both again"
+    if name in rows and found != shape and found[1:] == shape[1:]:
+        return (
+            f"has {found[0]} rows in {file}, but the base's has {shape[0]}: their vocabularies differ; give "
+            "`vocabulary: base` or `vocabulary: union`, which match rows by token"
+        )
+    if found != shape:
+        return (
+            f"has shape {list(found)} in {file}, but the base's is {list(shape)}; merge models of one architecture"
+        )
+    return None
+
+
+def check_finite(checkpoint: Checkpoint, names: Collection[str]) -> None:
+    """Checks that no tensor has a NaN or an infinity. Reads every byte once.
+
+    Raises:
+        CheckpointError: naming the first that has one, and its file.
+    """
+    for name in names:
+        if not is_finite(checkpoint[name]):
+            raise CheckpointError(
+                f"{checkpoint.where}: {name} has values that are not finite in {checkpoint.file(name)}; copy it "
+                "again, or give another checkpoint"
+            )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)  # one pass without a copy; a NaN shows in both
+    return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def some(names: list[str]) -> str:
+    """The first few of many names."""
+    shown = ", ".join(names[:3])
+    return shown + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")
+
+

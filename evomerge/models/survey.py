@@ -1,0 +1,83 @@
+"""What the checkpoints of an experiment are, found without loading a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from evomerge.errors import CheckpointError
+from evomerge.models import tensor_names
+from evomerge.models.family import Inputs
+from evomerge.models.source import Dtype, Source, Vocabulary
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the checkpoints are, found without loading a model.
+
+    Attributes:
+        base, experts: the sources, with the sha256 of their weights.
+        layers: the model's number of layers.
+        parameters: its number of parameters, tied ones once.
+        largest: the number of elements of its largest parameter.
+        nbytes: bytes of all checkpoints together.
+        plain: whether all are merged as their files have them: no adapter, and no tensor converted.
+    """
+
+    base: Source
+    experts: dict[str, Source]
+    dtype: Dtype
+    layers: int
+    parameters: int
+    largest: int
+    nbytes: int
+    plain: bool
+    names: list[str] = field(repr=False)
+
+
+def survey_models(
+    base: Source,
+    experts: Mapping[str, Source],
+    dtype: str,
+    progress: Progress = lambda text: None,
+    vocabulary: Vocabulary | None = None,
+) -> Survey:
+    """Opens the checkpoints, checks that they fit together and are finite, and hashes their weights.
+
+    Args:
+        dtype: `auto` takes the base's.
+        vocabulary: what to do where vocabularies differ; None refuses it.
+
+    Raises:
+        CheckpointError: a checkpoint is missing, damaged, or does not fit.
+    """
+    found = Inputs(base, experts, vocabulary)
+    if found.added:
+        found.tokenizer()  # refuses ids that it cannot give
+    hashed = {}
+    for name, source in (("", base), *experts.items()):
+        where = f"experts.{name}" if name else "base"
+        progress(f"reading {source}")
+        found.check_contents(name)
+        if source.sha256 not in (None, found.sha256(name)):
+            raise CheckpointError(
+                f"{where}: {source} does not hold the weights that its sha256 stands for; they have changed since"
+            )
+        hashed[name] = source.model_copy(update={"sha256": found.sha256(name)})
+    chosen = found.dtype if dtype == "auto" else dtype
+    if chosen not in ("float32", "bfloat16", "float16"):
+        raise CheckpointError(f"base: {base} is {chosen}; give dtype: float32, bfloat16 or float16")
+    return Survey(
+        base=hashed[""],
+        experts={name: hashed[name] for name in experts},
+        dtype=chosen,  # type: ignore[arg-type]
+        layers=tensor_names.layer_count(tensor_names.places(found.shapes)),
+        parameters=sum(math.prod(shape) for shape in found.shapes.values()),
+        largest=max(math.prod(shape) for shape in found.shapes.values()),
+        nbytes=found.nbytes,
+        plain=found.plain,
+        names=list(found.shapes),
+    )

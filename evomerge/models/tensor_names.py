@@ -1,0 +1,108 @@
+"""Where a tensor sits in a model: its layer, its module group; and what its bytes hash to.
+
+Works on names alone, for any causal language model: the layers are the numbered module list that holds the
+most tensors, and the module group is read off the first telling part of the name. No architecture tables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+MODULES = ("attention", "mlp", "norm", "embedding", "head", "other")
+
+# Read part by part from the left, first match wins: `post_attention_layernorm` is a norm, `self_attn.q_norm`
+# belongs to attention. Token mixers that are no attention (Mamba, RWKV) count as attention.
+_PATTERNS = (
+    ("norm", re.compile(r"norm|^ln_|^ln\d*$")),
+    ("head", re.compile(r"^lm_head$|^embed_out$|^output_projection$|^score$")),
+    ("embedding", re.compile(r"embed|^wte$|^wpe$")),
+    ("attention", re.compile(r"attn|attention|mixer|mamba|^ssm|time_mix")),
+    ("mlp", re.compile(r"mlp|ffn|feed_forward|moe|expert|^fc\d*$|channel_mix")),
+)
+
+
+_NUMBERED = re.compile(r"^(.*?)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one tensor sits. `layer` is clamped for tensors outside the layers: those before the first layer
+    (embeddings) take 0, those after the last (final norm, head) take the last layer's number."""
+
+    layer: int
+    module: str
+    inside: bool
+    name: str = ""
+
+
+def module_of(name: str) -> str:
+    """The module group of a tensor: one of `MODULES`.
+
+    >>> module_of("model.layers.3.self_attn.q_norm.weight")
+    'attention'
+    """
+    return _match(name)[0]
+
+
+def telling_part(name: str) -> str:
+    """The part of a tensor's name that tells its module group; the whole name if none does.
+
+    >>> telling_part("model.layers.3.self_attn.q_norm.weight")
+    'self_attn'
+    """
+    return _match(name)[1]
+
+
+def _match(name: str) -> tuple[str, str]:
+    for part in name.split("."):
+        for module, pattern in _PATTERNS:
+            if pattern.search(part):
+                return module, part
+    return "other", name
+
+
+def places(names: Iterable[str]) -> dict[str, Place]:
+    """The place of every tensor of a model, given all their names."""
+    names = list(names)
+    numbered = {name: match for name in names if (match := _NUMBERED.match(name))}
+    prefixes = Counter(match.group(1) for match in numbered.values())
+    layers = prefixes.most_common(1)[0][0] if prefixes else None
+    inside = {name: int(match.group(2)) for name, match in numbered.items() if match.group(1) == layers}
+    last = max(inside.values(), default=0)
+    found = {}
+    for name in names:
+        module = module_of(name)
+        if name in inside:
+            found[name] = Place(inside[name], module, inside=True, name=name)
+        else:
+            found[name] = Place(0 if module == "embedding" else last, module, inside=False, name=name)
+    return found
+
+
+def is_pattern(key: str) -> bool:
+    """Whether a key names tensors and no module group: a shell pattern (`*q_proj*`), or a tensor's whole name."""
+    return key != "*" and any(sign in key for sign in "*?[.")
+
+
+def key_of(keys: Iterable[str], place: Place) -> str | None:
+    """The first pattern in `keys` that matches the tensor's name, else its module group if that is a key.
+
+    >>> key_of(["*q_proj*", "attention"], Place(3, "attention", True, "model.layers.3.self_attn.q_proj.weight"))
+    '*q_proj*'
+    """
+    keys = list(keys)
+    for key in keys:
+        if is_pattern(key) and fnmatchcase(place.name, key):
+            return key
+    return place.module if place.module in keys else None
+
+
+def layer_count(places: Mapping[str, Place]) -> int:
+    """The number of layers; 1 for a model without a numbered module list."""
+    return 1 + max((place.layer for place in places.values()), default=0)

@@ -1,0 +1,1 @@
+"""A search on models: the experiment, its folder and log, and its course from plan to second phase."""

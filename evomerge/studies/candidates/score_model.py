@@ -1,0 +1,54 @@
+"""Any model folder, scored with the engine of the search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from evomerge.errors import ConfigError
+from evomerge.files import hashing
+from evomerge.models.family import Inputs
+from evomerge.models.loading import load_model, load_tokenizer
+from evomerge.models.source import Source, parse_source
+from evomerge.scoring.fitness import Entry, Fitness
+from evomerge.scoring.objective import measure, open_scorer
+
+
+def score_model(
+    model: str, fitness: Fitness, entries: Sequence[Entry], *, dtype: str, threads: int
+) -> dict[str, Any]:
+    """The scores of a model folder or Hub id, as plain values.
+
+    Raises:
+        EvomergeError: the model or a task cannot be opened, or a score is not finite.
+    """
+    if not entries:
+        raise ConfigError("fitness", ["holdout: lists no task"])
+    found = Inputs(Source.model_validate(parse_source(model)), {}, where="model")
+    folder = found.folder
+    if dtype == "auto":
+        dtype = found.dtype
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ConfigError("--dtype", [f"is {dtype!r}; give auto, float32, bfloat16 or float16"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    live = load_model(folder, dtype, device)
+    scorer = open_scorer(live, load_tokenizer(folder), fitness, entries)
+    assert scorer is not None
+    report = scorer.score()
+    measured = measure(entries, report, scorer.expanded)
+    return {
+        "model": model,
+        "dtype": dtype,
+        "fitness": measured.value,
+        "mean": measured.mean,
+        "tasks": measured.tasks,
+        "climbed": measured.climbed,
+        "documents": {task: len(result.documents) for task, result in report.tasks.items()},
+        "truncated": report.truncated,
+        "note": scorer.note,
+        "weights_sha256": hashing.sha256({name: value.data for name, value in live.named_parameters()}),
+    }

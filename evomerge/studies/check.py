@@ -1,0 +1,88 @@
+"""Scores one model folder, and checks an experiment's tasks, with the engine of the search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from evomerge.errors import ConfigError
+from evomerge.merging import placement
+from evomerge.models import checkpoints
+from evomerge.models.loading import load_model, load_tokenizer, quiet
+from evomerge.scoring.objective import open_scorer
+from evomerge.studies.plan import Plan, check_training
+from evomerge.studies.workers.resources import cores, plan_workers
+
+
+def check_workers(plan: Plan) -> dict[str, Any]:
+    """Checks that this machine has what the workers ask for, and plans where the checkpoints lie while they merge.
+
+    Returns:
+        plain values: the workers, the residency with its bytes, and what a merge takes at the speed measured here.
+
+    Raises:
+        WorkerError: this machine has not what they ask for.
+    """
+    resources = plan_workers(plan.experiment.workers, cores(), torch.cuda.device_count())
+    survey = plan.survey
+    found = placement.plan(
+        survey.nbytes,
+        plan.model_bytes,
+        survey.largest * survey.nbytes // survey.parameters,
+        gpu=resources.device == "cuda",
+        workers=resources.count,
+        free=placement.room(resources.device),
+    )
+    torch.set_num_threads(resources.threads)
+    speed = placement.speed(found.kind, resources.device)
+    return {
+        "workers": f"{resources.count} on {resources.device}, threads of each: {resources.threads}",
+        "residency": _RESIDENCIES[found.kind],
+        "memory_bytes": found.gpu_bytes or found.host_bytes,
+        "fits": found.fits,
+        "merge_bytes": found.merge_bytes,
+        "copy_gigabytes_per_second": round(speed / 1e9, 1),
+        "expected_merge_seconds": float(f"{found.merge_bytes / speed:.2g}"),
+    }
+
+
+_RESIDENCIES = {
+    "mapped": "memory-mapped files, one copy for all workers",
+    "resident": "all on the GPU",
+    "streamed": "pinned files, streamed to the GPU through two buffers",
+}
+
+
+def check_tasks(plan: Plan) -> tuple[dict[str, int], str | None]:
+    """Builds all tasks of an experiment, search and hold-out.
+
+    Returns:
+        task -> number of documents; and what people should know of how they are scored, if anything.
+
+    Raises:
+        ConfigError: a task or metric does not exist, or a hold-out document is a search document as well.
+    """
+    quiet()
+    fitness = plan.experiment.fitness
+    folder = checkpoints.locate(plan.survey.base, "base")
+    model = load_model(folder, plan.survey.dtype, "cpu")
+    tokenizer = load_tokenizer(folder)
+    scorer = open_scorer(model, tokenizer, fitness, (*fitness.search, *fitness.holdout), plan.longest)
+    assert scorer is not None
+    searched = {
+        digest
+        for entry in fitness.search
+        for task in scorer.expanded[entry.task]
+        for digest in scorer.document_hashes(task)
+    }
+    faults = []
+    for entry in fitness.holdout:
+        for task in scorer.expanded[entry.task]:
+            shared = sum(digest in searched for digest in scorer.document_hashes(task))
+            if shared:
+                faults.append(f"holdout: {shared} documents of {task} are search documents as well")
+    if faults:
+        raise ConfigError("fitness", faults)
+    check_training(plan)
+    return dict(scorer.documents), scorer.note

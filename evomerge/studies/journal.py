@@ -1,0 +1,196 @@
+"""What a study keeps on disk, and how it gets there whole.
+
+STUDY/experiment.yaml   the experiment as run, complete in itself
+STUDY/journal.log       finished trials, one line each, appended: an Optuna journal; with `storage: sqlite` it is
+                        STUDY/journal.db, an Optuna database
+STUDY/storage_name      the study's name in a database outside of STUDY, where its trials then are
+STUDY/documents/        per-document results, one file a recipe
+STUDY/answers/          what candidates answered, one file a recipe: see `scoring.answers`
+STUDY/thresholds/       tables that merge methods look up; answers of the models that are learned from
+STUDY/deltas/           what training operators left, one file a candidate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from evomerge.errors import StudyError
+from evomerge.files import yaml
+from evomerge.files.writing import saving
+from evomerge.searching.samplers._optuna import distribution
+from evomerge.searching.spaces.genes import Coordinate
+from evomerge.studies import experiment
+from evomerge.studies.database import Database
+from evomerge.studies.folder import DATABASE, EXPERIMENT, IN_FILE, IN_SQLITE, JOURNAL, STORAGE_NAME
+from evomerge.studies.optuna_log import (
+    STUDY_NAME,
+    in_order,
+    is_json,
+    not_collecting_garbage,
+    open_study,
+    record_of,
+    undamaged,
+)
+from evomerge.studies.trials import Trial
+
+# --- the log -----------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """The log of finished trials: an Optuna study in a file or a database. Each trial is written in one operation.
+
+    Which of them, STUDY/experiment.yaml's `storage` says; without that file it is the file. The attributes of an
+    Optuna trial hold the whole `Trial`; its parameters, values and state are there for Optuna's own tools. Trials
+    that others put into the Optuna study are not of the log.
+
+    Args:
+        coordinates: of all genomes.
+        objectives: tasks whose climbed metrics are the Optuna study's values; () for one value, the trial's.
+
+    Raises:
+        StudyError: the log is damaged before its last line, or the database does not let us in.
+    """
+
+    def __init__(self, folder: Path, coordinates: Sequence[Coordinate], objectives: Sequence[str] = ()) -> None:
+        self._objectives = tuple(objectives)
+        self._distributions = {c.name: distribution(c) for c in coordinates}
+        self._log = _log(folder)
+        others = [name for name in (JOURNAL, DATABASE, STORAGE_NAME) if (folder / name).is_file()]
+        if others and not self._log.begun:
+            raise StudyError(
+                f"{folder}: its log is in {others[0]}, not where `storage` in {EXPERIMENT} says now; put that back"
+            )
+        self._study = self._log.open(self._objectives)
+
+    def add(self, trial: Trial) -> None:
+        """Appends a trial.
+
+        Raises:
+            StudyError: the disk or the database does not take it.
+        """
+        values = None
+        if trial.value is not None:
+            values = [trial.climbed[task] for task in self._objectives] or [trial.value]
+        frozen = optuna.create_trial(
+            state=TrialState.FAIL if trial.value is None else TrialState.COMPLETE,
+            params=trial.genome,
+            distributions={name: self._distributions[name] for name in trial.genome},
+            values=values,
+            user_attrs=asdict(trial),
+        )
+        with self._log.writing(), undamaged(str(self._log.mark)):
+            self._study.add_trial(frozen)
+
+    def trials(self) -> list[Trial]:
+        """All trials, in order.
+
+        Raises:
+            StudyError: the log is damaged, or the database does not answer.
+        """
+        return self._log.trials(self._study)
+
+
+def exists(folder: Path) -> bool:
+    """Whether a study has a log, which may be empty. Connects to no database.
+
+    Raises:
+        ConfigError: the study's experiment cannot be read.
+    """
+    return _log(folder).begun
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """The trials of a study, without writing anything: the study may be running.
+
+    Raises:
+        StudyError: there is no log, it is damaged, or the database does not answer.
+        ConfigError: the study's experiment cannot be read.
+    """
+    log = _log(folder)
+    if not log.begun:
+        raise StudyError(f"{folder} is no study: it has no {log.mark.name}")
+    return log.trials(None)
+
+
+def check_storage(storage: str) -> None:
+    """Connects to the database that an experiment's `storage` names, to see before a search that it is there.
+
+    Raises:
+        StudyError: it is not, or does not let us in.
+    """
+    if storage not in (IN_FILE, IN_SQLITE):
+        Database(Path(), storage).check()
+
+
+def _log(folder: Path) -> _File | Database:
+    """Where a study's log is, written or not."""
+    path = folder / EXPERIMENT
+    storage = str(yaml.read_yaml(path).get("storage", IN_FILE)) if path.is_file() else IN_FILE
+    return _File(folder) if storage == IN_FILE else Database(folder, experiment.resolve_storage(storage, folder))
+
+
+class _File:
+    """A log in STUDY/journal.log.
+
+    Attributes:
+        mark: the file that is there once the log is begun.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.mark = folder / JOURNAL
+
+    @property
+    def begun(self) -> bool:
+        return self.mark.is_file()
+
+    def open(self, objectives: Sequence[str]) -> optuna.Study:
+        """The Optuna study, made if it is not there. Only the holder of the study's lock may call this."""
+        _repair(self.mark)
+        with self.writing(), undamaged(self.mark), not_collecting_garbage():
+            return open_study(self._storage(), STUDY_NAME, objectives)
+
+    def trials(self, study: optuna.Study | None) -> list[Trial]:
+        """Those of a study; None reads the file."""
+        with undamaged(self.mark), not_collecting_garbage():
+            if study is None:
+                with self.mark.open("rb") as lines:
+                    if not next(lines, b"").endswith(b"\n"):
+                        return []  # killed before the first line was whole
+                study = optuna.load_study(storage=self._storage(), study_name=STUDY_NAME)
+            return in_order(
+                record_of(frozen)
+                for frozen in study.get_trials(deepcopy=False)
+                if frozen.state.is_finished() and "recipe" in frozen.user_attrs
+            )
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Turns a disk that does not take a trial into one clear line."""
+        return saving(self.mark)
+
+    def _storage(self) -> JournalStorage:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return JournalStorage(JournalFileBackend(str(self.mark)))
+
+
+def _repair(path: Path) -> None:
+    """Cuts a last line that a kill has torn, and removes the lock of the process that was killed.
+
+    Only the holder of the study's lock may call this.
+    """
+    for leftover in path.parent.glob(f"{path.name}.lock*"):
+        leftover.unlink(missing_ok=True)
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    last = content[content.rfind(b"\n", 0, -1) + 1 :]
+    if not (last.endswith(b"\n") and is_json(last)):
+        with path.open("r+b") as file:
+            file.truncate(len(content) - len(last))

@@ -1,0 +1,67 @@
+"""The life of a study's folder: made, abandoned, opened again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from evomerge.errors import StudyError
+from evomerge.files import writing
+from evomerge.studies import journal
+from evomerge.studies.experiment import Experiment, experiment_to_yaml, load_experiment
+from evomerge.studies.folder import EXPERIMENT
+
+
+def create(experiment: Experiment) -> Path:
+    """Makes the folder of a new study.
+
+    Raises:
+        StudyError: there is a study in it already, or it cannot be written.
+    """
+    folder = Path(experiment.study)
+    if (folder / EXPERIMENT).exists():
+        raise StudyError(
+            f"{folder} holds a study already: continue it with `evomerge resume {folder}`, "
+            "or give another folder under `study`"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StudyError(f"study: {folder} is not an empty folder; give another one")
+    with writing.saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    keep_experiment(experiment, folder)
+    return folder
+
+
+def keep_experiment(experiment: Experiment, folder: Path) -> None:
+    with writing.saving(folder):
+        aside = folder / f"{EXPERIMENT}.tmp"
+        aside.write_text(experiment_to_yaml(experiment), encoding="utf-8")
+        aside.replace(folder / EXPERIMENT)
+
+
+def abandon(folder: Path) -> None:
+    """Removes a study that failed before its first trial, so that its experiment can be put right and run again."""
+    try:
+        with writing.lock(folder):
+            if not journal.exists(folder) or not journal.read_trials(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+    except StudyError:
+        return  # another process runs it, or the disk is full: it stays
+
+
+def reopen(folder: Path, candidates: int | None = None, documents: int | None = None) -> Experiment:
+    """The experiment of a study folder, wherever the folder lies now.
+
+    Args:
+        candidates, documents: replace the budget's; for good, once the search goes on.
+
+    Raises:
+        StudyError: the folder is no study.
+    """
+    if not (folder / EXPERIMENT).is_file():
+        raise StudyError(f"{folder} is no study: it has no {EXPERIMENT}; start one with `evomerge run`")
+    experiment = load_experiment(folder / EXPERIMENT)
+    experiment = experiment.model_copy(update={"study": str(folder.resolve())})
+    wanted = {name: value for name, value in (("candidates", candidates), ("documents", documents)) if value}
+    budget = experiment.budget.model_copy(update=wanted)
+    return experiment.model_copy(update={"budget": budget})

@@ -1,0 +1,96 @@
+"""The log of finished trials as an Optuna study, and what Optuna's own tools need of it."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from evomerge.errors import StudyError
+from evomerge.searching.samplers._alone import alone
+from evomerge.studies.trials import Trial
+
+STUDY_NAME = "evomerge"  # of the Optuna study in a log that is in the study's folder
+
+
+def open_study(storage: BaseStorage, name: str, objectives: Sequence[str]) -> optuna.Study:
+    """An Optuna study, made if it is not there, with its objectives' names."""
+    with alone():
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=["maximize"] * max(len(objectives), 1),
+            load_if_exists=True,
+        )
+        if objectives and study.metric_names != list(objectives):
+            study.set_metric_names(list(objectives))
+    return study
+
+
+def record_of(frozen: FrozenTrial) -> dict[str, Any]:
+    """The attributes of an Optuna trial. Older journals have genome and value only where Optuna keeps them."""
+    if "genome" in frozen.user_attrs:
+        return frozen.user_attrs
+    value = frozen.value if frozen.state == TrialState.COMPLETE else None
+    return {**frozen.user_attrs, "genome": dict(frozen.params), "value": value}
+
+
+def in_order(records: Iterable[dict[str, Any]]) -> list[Trial]:
+    """The trials of a log, whose numbers must be their places.
+
+    Raises:
+        ValueError: one is missing, or two differ that have one number.
+        TypeError: one lacks a field, or has another.
+    """
+    found: dict[int, Trial] = {}
+    for record in records:
+        trial = Trial(**{**record, "blocks": tuple(record.get("blocks", ()))})
+        if found.setdefault(trial.number, trial) != trial:
+            raise ValueError(f"there are two trials {trial.number}: two copies of the study have been run")
+    if list(found) != list(range(len(found))):
+        raise ValueError("a trial is missing")
+    return list(found.values())
+
+
+@contextmanager
+def not_collecting_garbage() -> Iterator[None]:
+    """Leaves cyclic garbage alone: looking for it takes longer than reading a journal of many coordinates."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@contextmanager
+def undamaged(where: Path | str) -> Iterator[None]:
+    """Turns what Optuna raises for a log that it cannot read into one line. `where` is a journal's path."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) or type(error).__name__
+        if isinstance(where, Path) and (line := _broken_line(where)):
+            where = f"{where}: line {line}"
+        raise StudyError(f"{where} is damaged ({reason}); restore it, or start a new study") from error
+
+
+def _broken_line(path: Path) -> int | None:
+    """The first line of a journal that is none, counted from 1."""
+    with path.open("rb") as lines:
+        return next((number for number, line in enumerate(lines, start=1) if not is_json(line)), None)
+
+
+def is_json(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,88 @@
+"""Per-document results of whole candidates, kept beside the log."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from evomerge.files.writing import saving
+from evomerge.scoring import Report, TaskScore
+from evomerge.scoring.objective import Measured
+from evomerge.studies.candidates.workbench import Score
+from evomerge.studies.folder import DOCUMENTS
+
+# --- per-document results ----------------------------------------------------------------------------------
+
+
+def write_score(folder: Path, recipe: str, fitness: str, score: Score) -> None:
+    """Keeps a recipe's score with its per-document results: STUDY/documents/RECIPE.npz.
+
+    Raises:
+        StudyError: the disk does not take it.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    tasks = {}
+    for position, (task, result) in enumerate(score.report.tasks.items()):
+        arrays[f"{position}/documents"] = result.documents
+        for metric, values in result.metrics.items():
+            arrays[f"{position}/metrics/{metric}"] = values
+        tasks[task] = {"aggregates": result.aggregates, "metrics": list(result.metrics)}
+    rest = {
+        "fitness": fitness,
+        "groups": score.groups,
+        "measured": asdict(score.measured),
+        "tasks": tasks,
+        "report": {k: v for k, v in asdict(replace(score.report, tasks={})).items() if k != "tasks"},
+        "seconds": score.seconds,
+        "weights_sha256": score.weights_sha256,
+    }
+    arrays["about"] = np.frombuffer(json.dumps(rest).encode(), dtype=np.uint8)
+    path = _score_path(folder, recipe)
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        with aside.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        aside.replace(path)
+
+
+def read_score(folder: Path, recipe: str, fitness: str) -> Score | None:
+    """The kept score of a recipe under a fitness; None if there is none, or it is damaged: it is made again."""
+    path = _score_path(folder, recipe)
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            rest = json.loads(stored["about"].tobytes())
+            if rest["fitness"] != fitness:
+                return None
+            tasks = {
+                task: TaskScore(
+                    documents=stored[f"{position}/documents"],
+                    metrics={m: stored[f"{position}/metrics/{m}"] for m in about["metrics"]},
+                    aggregates=about["aggregates"],
+                )
+                for position, (task, about) in enumerate(rest["tasks"].items())
+            }
+    except Exception:  # whatever a damaged zip file raises
+        return None
+    report = Report(tasks=tasks, **rest["report"])
+    groups = {entry: tuple(tasks) for entry, tasks in rest["groups"].items()}
+    return Score(Measured(**rest["measured"]), report, groups, rest["seconds"], rest["weights_sha256"])
+
+
+def read_truncated(folder: Path, recipe: str, fitness: str) -> dict[str, int] | None:
+    """Task -> truncated answers, of a recipe's kept score. None where `read_score` gives None."""
+    try:
+        with np.load(_score_path(folder, recipe), allow_pickle=False) as stored:
+            rest = json.loads(stored["about"].tobytes())
+    except Exception:  # whatever a missing or damaged zip file raises
+        return None
+    return dict(rest["report"]["truncated"]) if rest["fitness"] == fitness else None
+
+
+def _score_path(folder: Path, recipe: str) -> Path:
+    return folder / DOCUMENTS / f"{recipe}.npz"

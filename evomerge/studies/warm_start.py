@@ -1,0 +1,91 @@
+"""Warm starts: points to look at first that take more than the search space to find.
+
+The points of earlier studies, as far as they fit; and model stock's, from the angles between the experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from evomerge import plugins
+from evomerge.merging.methods import TensorInputs
+from evomerge.merging.model_stock import adds_up
+from evomerge.merging.table_store import Statistics
+from evomerge.models import tensor_names
+from evomerge.models.survey import Progress
+from evomerge.searching.spaces.decoding import CommonRecipe, decode
+from evomerge.searching.spaces.genes import Genome
+from evomerge.searching.spaces.known_points import WantedWeight, nearest_weights, together
+from evomerge.searching.spaces.space import SearchSpace
+from evomerge.studies.candidates import workbench
+from evomerge.studies.candidates.workbench import Setup
+
+# --- model stock -------------------------------------------------------------------------------------------
+
+
+def model_stock(
+    setup: Setup,
+    space: SearchSpace,
+    frame: CommonRecipe,
+    names: Sequence[str],
+    progress: Progress = lambda text: None,
+) -> Genome | None:
+    """Model stock's step from the base towards the experts' average, as weights of task vectors.
+
+    Jang et al. 2024, "Model stock", arXiv 2403.19522, eq. 7: a tensor of K experts goes t of the way to their
+    average, t from the mean cosine between their task vectors; as a sum of task vectors that is t/K of each. A
+    coordinate gets the mean of t/(K·λ) over the elements of the tensors that it reaches, t clipped to [0, 1].
+    Tensors that no expert changes have no angle and are left out.
+
+    A function of the checkpoints alone. The angles' table lies in the setup's cache with those of the methods, and
+    is made once.
+
+    Args:
+        names: the live model's parameters.
+        progress: told when angles are to be measured.
+
+    Returns:
+        The genome; None where the space does not search weights of two experts or more by a method that adds up.
+
+    Raises:
+        CheckpointError: a tensor has values that are not finite.
+        StudyError: the cache cannot be written.
+    """
+    if "weight" not in space.numbers or len(frame.experts) < 2:
+        return None
+    for method in space.methods:
+        genome = together(space, frame, method)
+        if genome is not None and adds_up(method, decode(space, frame, genome).options[method]):
+            return nearest_weights(space, frame, genome, _wishes(setup, space, frame, genome, names, progress))
+    return None
+
+
+def _wishes(
+    setup: Setup, space: SearchSpace, frame: CommonRecipe, genome: Genome, names: Sequence[str], progress: Progress
+) -> list[WantedWeight]:
+    """Model stock's weight of each tensor, beside the λ that a genome has there."""
+    base, experts = workbench.open_inputs(setup)
+    recipe = decode(space, frame, genome)
+    stock = plugins.load("methods", "model_stock")
+    statistics = Statistics(
+        base, experts, names, Path(setup.cache), lambda text: progress("measuring angles for a warm start")
+    )
+    found = []
+    for place in tensor_names.places(names).values():
+        inputs = TensorInputs(
+            name=place.name,
+            experts=tuple(recipe.experts),
+            values={"lambda": (1.0,)},
+            options=stock.OPTIONS,
+            seed=frame.seed,
+            table=lambda kind, which, name=place.name: statistics.table(kind, which, name),  # type: ignore[misc]
+        )
+        (share,) = stock.scalars(inputs)["step"]  # t/K
+        factor = recipe.coefficients(place)["lambda"][0]
+        changed = bool(inputs.table("gram", inputs.experts).dots[1:, 1:].any())
+        if factor and changed:
+            clipped = min(max(share, 0.0), 1.0 / len(inputs.experts))
+            found.append(WantedWeight(place, math.prod(base.shapes[place.name]), clipped / factor))
+    return found

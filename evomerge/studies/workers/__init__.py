@@ -1,0 +1,1 @@
+"""Who evaluates candidates: this process, or Ray's workers."""

@@ -1,0 +1,30 @@
+"""A pool that evaluates in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from evomerge.errors import StudyError
+from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.workers.jobs import Job, Outcome, evaluate
+
+
+class InlinePool:
+    """Evaluates in this process."""
+
+    size = 1
+
+    def __init__(self, setup: Setup) -> None:
+        self.workbench = Workbench(setup)
+        self.note = self.workbench.note
+        self.documents = self.workbench.documents
+
+    def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
+        """Evaluates the jobs in their order."""
+        for job in jobs:
+            if job is None:
+                raise StudyError("the sampler waits, but nothing is under way")
+            yield job if isinstance(job, Outcome) else evaluate(self.workbench, job)
+
+    def close(self) -> None:
+        """Nothing to end."""

@@ -1,0 +1,78 @@
+"""What is asked of a worker, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from evomerge.errors import CandidateError
+from evomerge.merging.gradients import Tables
+from evomerge.recipes.recipe import Recipe
+from evomerge.studies.candidates.workbench import Score, Workbench
+
+
+@dataclass(frozen=True)
+class Job:
+    """A candidate to evaluate. `key` comes back with its outcome.
+
+    Attributes:
+        documents: entry of the fitness -> ids of the documents to score; None for all.
+        gradient: whether the slope in the recipe's coefficients is wanted.
+    """
+
+    key: int
+    recipe: Recipe
+    documents: Mapping[str, Sequence[int]] | None = None
+    gradient: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: a score, and the slope if it was wanted; or the reason that there is none."""
+
+    key: int
+    score: Score | None = None
+    reason: str | None = None
+    slope: Tables | None = None
+
+
+class Pool(Protocol):
+    """Evaluates jobs. Outcomes come as they are ready, in any order.
+
+    Attributes:
+        size: how many at once. note: what people should know of how they are evaluated, if anything.
+        documents: entry of the fitness -> the number of its documents.
+    """
+
+    size: int
+    note: str | None
+    documents: dict[str, int]
+
+    def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
+        """Evaluates the jobs, at most `size` at once. The next is taken when a worker is free for it; None says
+        that there is none before some outcome is known. An outcome among them comes back as it is."""
+
+    def close(self) -> None:
+        """Ends the workers."""
+
+
+def evaluate(workbench: Workbench, job: Job) -> Outcome:
+    """One candidate's outcome. No fault of a candidate gets past this line."""
+    documents = None if job.documents is None else workbench.by_task(job.documents)
+    try:
+        if job.gradient:
+            return Outcome(job.key, *_slope(workbench, job.recipe, documents))
+        return Outcome(job.key, workbench.evaluate(job.recipe, documents))
+    except CandidateError as error:
+        return Outcome(job.key, reason=str(error))
+    except Exception as error:
+        first = str(error).strip().split("\n", 1)[0]
+        return Outcome(job.key, reason=f"{type(error).__name__}: {first}")
+
+
+def _slope(
+    workbench: Workbench, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None
+) -> tuple[Score, None, Tables]:
+    score, tables = workbench.gradient(recipe, documents)
+    return score, None, tables
