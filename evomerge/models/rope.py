@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING
 
-from evomerge.errors import CandidateError
+from evomerge.errors import CandidateError, first_line
 
 FULL = "full_attention"  # of the ropes of a model with several, the one whose layers see the whole text
 
@@ -221,8 +221,9 @@ def _refusals(config: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a family's own validation may raise anything
-        reason = str(error).strip().split("\n", 1)[0]
-        raise CandidateError(f"transformers refuses this rope for a {config.model_type} model: {reason}") from error
+        raise CandidateError(
+            f"transformers refuses this rope for a {config.model_type} model: {first_line(error)}"
+        ) from error
 
 
 def _move(fresh: nn.Module, live: nn.Module) -> Callable[[], None]:

@@ -23,8 +23,6 @@ patterns (`*q_proj*`; the first that matches wins, then the module group, then `
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any
@@ -33,6 +31,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from evomerge import plugins
 from evomerge.errors import CandidateError
+from evomerge.files.hashing import digest_of_json
 from evomerge.files.schema import Strict
 from evomerge.models.source import Dtype, Source, SourceField, Vocabulary
 from evomerge.models.tensor_names import Place, is_pattern, key_of
@@ -114,8 +113,7 @@ class Recipe(Strict):
         if isinstance(self.method, dict):
             content["method"] = list(self.method.items())
         content["operators"] = _by_content(content["operators"])
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of_json(content, separators=(",", ":"), allow_nan=False)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Recipe:
         """As pydantic's, but without the original's hash, which pydantic would copy along."""
