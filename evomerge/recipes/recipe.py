@@ -25,7 +25,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -36,6 +36,9 @@ from evomerge.files.schema import Strict
 from evomerge.models.source import Dtype, Source, SourceField, Vocabulary
 from evomerge.models.tensor_names import Place, is_pattern, key_of
 from evomerge.recipes.canonical import ANY, Table, at_place, normalized
+
+# Whether recipes are built by fused, compiled passes. It changes the speed and no bit, and is in no recipe.
+Compile = Literal["auto", "always", "never"]
 
 
 class Corpus(Strict):

@@ -14,9 +14,9 @@ from evomerge.errors import ConfigError, suggest
 from evomerge.files import shipped, yaml
 from evomerge.files.hashing import digest_of_json
 from evomerge.files.schema import Strict, faults_of
-from evomerge.merging.merger import Compile
 from evomerge.models.source import Dtype, SourceField, Vocabulary, relocate
 from evomerge.recipes.canonical import name_faults
+from evomerge.recipes.recipe import Compile
 from evomerge.scoring.fitness import Fitness
 from evomerge.searching.documents import Fidelity
 from evomerge.searching.spaces.genes import Genome
