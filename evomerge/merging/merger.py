@@ -19,12 +19,10 @@ from evomerge.merging.kernels import arguments, passes
 from evomerge.merging.methods import TensorInputs
 from evomerge.merging.placement import Kind, open_source
 from evomerge.merging.table_store import Progress, Statistics
-from evomerge.models import checkpoints, tensor_names
+from evomerge.models import fitting, tensor_names
 from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.tensor_names import Place
-from evomerge.recipes.recipe import Recipe
-
-Compile = Literal["auto", "always", "never"]
+from evomerge.recipes.recipe import Compile, Recipe
 
 # Compiling costs seconds once per worker and saves about a second per 15 million parameters and candidate.
 WORTH_COMPILING = 20_000_000
@@ -56,7 +54,7 @@ class Merger:
     ) -> None:
         self._parameters = dict(model.named_parameters())  # tied ones once
         shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
-        checkpoints.check_fit(base, experts, shapes)
+        fitting.check_fit(base, experts, shapes)
         self.places = tensor_names.places(self._parameters)
         self.layers = tensor_names.layer_count(self.places)
         self.base, self.experts = base, dict(experts)

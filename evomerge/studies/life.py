@@ -27,8 +27,7 @@ def create(experiment: Experiment) -> Path:
             f"{folder} holds a study already: continue it with `evomerge resume {folder}`, "
             "or give another folder under `study`"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StudyError(f"study: {folder} is not an empty folder; give another one")
+    writing.refuse_existing(folder, f"study: {folder} is not an empty folder; give another one")
     with writing.saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
     keep_experiment(experiment, folder)
@@ -37,11 +36,7 @@ def create(experiment: Experiment) -> Path:
 
 def keep_experiment(experiment: Experiment, folder: Path) -> None:
     """Writes STUDY/experiment.yaml."""
-    path = folder / EXPERIMENT
-    with writing.saving(folder):
-        aside = path.with_name(f"{EXPERIMENT}.tmp")
-        aside.write_text(experiment_to_yaml(experiment), encoding="utf-8")
-        aside.replace(path)
+    writing.write_text(folder / EXPERIMENT, experiment_to_yaml(experiment))
 
 
 def keep_budget(experiment: Experiment) -> None:
@@ -54,11 +49,7 @@ def keep_budget(experiment: Experiment) -> None:
 def note_end(experiment: Experiment, trials: int) -> None:
     """Notes that a study has spent its budget, by so many trials."""
     folder = Path(experiment.study)
-    path = folder / ENDED
-    with writing.saving(path):
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(_end(folder, trials)) + "\n", encoding="utf-8")
-        aside.replace(path)
+    writing.write_text(folder / ENDED, json.dumps(_end(folder, trials)) + "\n")
 
 
 def ended(folder: Path, trials: int) -> bool:

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from evomerge.cli.main import app
 from evomerge.errors import CheckpointError
-from evomerge.models import adapters, overlays, survey
+from evomerge.models import adapter_settings, adapters, overlays, survey
 from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.family import Inputs
 from evomerge.models.source import Source
@@ -175,7 +175,7 @@ def test_folding_gives_the_same_bits_on_any_number_of_threads() -> None:
 
 
 def change_config(folder: Path, **changes: Any) -> None:
-    path = folder / adapters.CONFIG
+    path = folder / adapter_settings.CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from evomerge.errors import CandidateError, first_line
+from evomerge.errors import CandidateError, named_first_line
 from evomerge.merging.gradients import Tables
 from evomerge.recipes.recipe import Recipe
 from evomerge.studies.candidates.score import Score
@@ -73,4 +73,4 @@ def evaluate(workbench: Workbench, job: Job) -> Outcome:
     except CandidateError as error:
         return Outcome(job.key, reason=str(error))
     except Exception as error:  # a fault of ours, or of a task's code, is the candidate's: the study goes on
-        return Outcome(job.key, reason=f"{type(error).__name__}: {first_line(error)}")
+        return Outcome(job.key, reason=named_first_line(error))
