@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import ModuleType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ from evomerge.errors import StudyError
 from evomerge.searching import reliability
 from evomerge.searching.documents import LOOK_AFTER, SELECT, Chosen, Documents, Entry, Fidelity, block_values, union
 from evomerge.searching.reliability import Pace
-from evomerge.searching.samplers import Generation, Result, Sampler
+from evomerge.searching.samplers import Generation, Result, Sampler, SamplerModule
 from evomerge.searching.spaces.genes import Genome
 
 Role = Literal["search", "select", "final"]
@@ -125,7 +124,7 @@ class Search:
 
     def __init__(
         self,
-        module: ModuleType,
+        module: SamplerModule,
         sampler: Sampler,
         entries: Sequence[Entry],
         seed: int,

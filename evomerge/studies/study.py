@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Protocol
 
-from evomerge import plugins
 from evomerge.errors import StudyError
 from evomerge.files import writing
 from evomerge.models.survey import Progress
@@ -141,7 +140,7 @@ class Study:
 
     def _open(self) -> Search:
         experiment, plan = self._plan.experiment, self._plan
-        module = plugins.load("samplers", experiment.sampler.name)
+        module = experiment.sampler.module
         total = sum(entry.weight for entry in self._entries)
         problem = Problem(
             coordinates=plan.coordinates,

@@ -9,27 +9,33 @@ points.
 
 from __future__ import annotations
 
-from optuna.samplers import BaseSampler, TPESampler
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from evomerge.files.schema import Strict
-from evomerge.searching.samplers import Problem
-from evomerge.searching.samplers._optuna import OptunaSampler
+from evomerge.searching.samplers import Problem, SamplerOptions
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
+    from evomerge.searching.samplers._optuna import OptunaSampler
 
 FRESH_DOCUMENTS = False
-
-
 SEVERAL_OBJECTIVES = True
-
-
 WANTS_DOCUMENT_SCORES = False
+LEARNS = True
 
 
-class Options(Strict):
-    """population: candidates proposed at once; startup: random candidates before the model takes over;
-    multivariate: model the coordinates jointly, which is also several times faster; memory: told candidates that
-    the densities are estimated from, half of them the best and half the newest, as the time a proposal takes
-    grows with them."""
+class Options(SamplerOptions):
+    """What TPE may be told.
+
+    Attributes:
+        population: candidates proposed at once.
+        startup: random candidates before the model takes over.
+        multivariate: whether to model the coordinates jointly, which is also several times faster.
+        memory: told candidates that the densities are estimated from, half of them the best and half the newest.
+            The time that a proposal takes grows with them.
+    """
 
     population: int = Field(default=4, ge=1)
     startup: int = Field(default=12, ge=1)
@@ -38,7 +44,10 @@ class Options(Strict):
 
 
 def make(problem: Problem, options: Options) -> OptunaSampler:
-    """A TPE search over the coordinates."""
+    """A TPE search over the problem's coordinates."""
+    from optuna.samplers import TPESampler
+
+    from evomerge.searching.samplers._optuna import OptunaSampler
 
     def algorithm(seed: int) -> BaseSampler:
         return TPESampler(n_startup_trials=options.startup, multivariate=options.multivariate, seed=seed)
