@@ -35,12 +35,12 @@ def limit_step(engine: CMA, largest: float) -> None:
     engine._sigma = min(engine._sigma, largest)
 
 
-def limit_deviations(engine: CMA | CatCMAwM, largest: np.ndarray) -> None:
+def limit_deviations(engine: CatCMAwM, largest: np.ndarray) -> None:
     """Shrinks the step size σ until no coordinate's deviation σ √C_ii exceeds its `largest`: (dimensions,)."""
     engine._sigma /= max(1.0, float(np.max(deviations(engine) / largest)))
 
 
-def deviations(engine: CMA | CatCMAwM) -> np.ndarray:
+def deviations(engine: CatCMAwM) -> np.ndarray:
     """Each coordinate's standard deviation σ √C_ii: float64 (dimensions,)."""
     return np.asarray(engine._sigma * np.sqrt(np.diag(engine._C)))
 
