@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pydantic import Field
 
-from evomerge.searching.samplers import Problem, SamplerOptions
-
-if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
-
-    from evomerge.searching.samplers._optuna import OptunaSampler
+from evomerge.searching.samplers import Problem, Sampler, SamplerOptions
 
 
 class GeneticOptions(SamplerOptions):
@@ -31,13 +26,11 @@ class GeneticOptions(SamplerOptions):
     mutation: float | None = Field(default=None, ge=0.0, le=1.0)
 
 
-def genetic_search(
-    problem: Problem, options: GeneticOptions, kind: Callable[..., BaseSampler], **more: int
-) -> OptunaSampler:
+def genetic_search(problem: Problem, options: GeneticOptions, kind: Callable[..., Any], **more: int) -> Sampler:
     """A search over the problem's coordinates by an Optuna sampler class. more: its further arguments."""
     from evomerge.searching.samplers._optuna import OptunaSampler
 
-    def algorithm(seed: int) -> BaseSampler:
+    def algorithm(seed: int) -> Any:
         return kind(
             population_size=options.population,
             crossover_prob=options.crossover,

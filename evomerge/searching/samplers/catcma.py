@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field
 
-from evomerge.searching.samplers import Generation, Problem, Result, SamplerOptions, _cmaes, generator
+from evomerge.searching.samplers import Generation, Problem, Result, _cmaes, generator
 from evomerge.searching.samplers._alone import alone
+from evomerge.searching.samplers._evolution import EvolutionOptions
 from evomerge.searching.samplers._units import to_units
 from evomerge.searching.spaces.genes import Coordinate, Genome
 
@@ -41,16 +41,8 @@ _LARGEST = 0.3  # the largest deviation, as a fraction of a gene's range
 _EFFORT = 4  # the effort for the known points, one of which becomes the first mean
 
 
-class Options(SamplerOptions):
-    """What CatCMA may be told.
-
-    Attributes:
-        population: candidates a generation, 4 + 3 ln(dimensions) by default.
-        sigma: the first step size, as a fraction of each gene's range.
-    """
-
-    population: int | None = Field(default=None, ge=4)
-    sigma: float = Field(default=0.2, gt=0.0, le=1.0)
+class Options(EvolutionOptions):
+    """What CatCMA may be told: what `EvolutionOptions` has."""
 
 
 class CatCmaSampler:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from evomerge.searching.samplers import Generation, Problem, Result, SamplerOptions, _cmaes, generator
+from evomerge.searching.samplers import Generation, Problem, Result, _cmaes, generator
 from evomerge.searching.samplers._alone import alone
 from evomerge.searching.samplers._ascent import Ascent
-from evomerge.searching.samplers._population import default_population
+from evomerge.searching.samplers._evolution import EvolutionOptions, default_population
 from evomerge.searching.samplers._units import to_genome, to_units
 from evomerge.searching.spaces.genes import Genome
 
@@ -36,20 +36,16 @@ LEARNS = True
 _REFINING_SIGMA = 0.1  # the first step after an ascent, which ends near a summit
 
 
-class Options(SamplerOptions):
-    """What CMA-ES may be told.
+class Options(EvolutionOptions):
+    """What CMA-ES may be told, beside what `EvolutionOptions` has; `population` is made even.
 
     Attributes:
-        population: candidates a generation, made even; 4 + 3 ln(dimensions) by default.
-        sigma: the first step size, as a fraction of each gene's range.
         largest_sigma: the largest step size.
         gradient: the most steps of gradient ascent that come first.
         rate: the length of the first of these steps, as a fraction of each gene's range.
         effort: how many times the usual number of documents each of them is taken on.
     """
 
-    population: int | None = Field(default=None, ge=4)
-    sigma: float = Field(default=0.2, gt=0.0, le=1.0)
     largest_sigma: float = Field(default=0.3, gt=0.0)
     gradient: int = Field(default=0, ge=0)
     rate: float = Field(default=0.05, gt=0.0, le=1.0)

@@ -11,16 +11,10 @@ which is seconds at 200 coordinates; and the fit's time grows with the cube of t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
-from evomerge.searching.samplers import Problem, SamplerOptions
-
-if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
-
-    from evomerge.searching.samplers._optuna import OptunaSampler
+from evomerge.searching.samplers import Problem, Sampler
+from evomerge.searching.samplers._options import ModelOptions
 
 FRESH_DOCUMENTS = False
 SEVERAL_OBJECTIVES = True
@@ -28,27 +22,23 @@ WANTS_DOCUMENT_SCORES = False
 LEARNS = True
 
 
-class Options(SamplerOptions):
-    """What the Gaussian-process search may be told.
+class Options(ModelOptions):
+    """What the Gaussian-process search may be told, beside what `ModelOptions` has.
 
     Attributes:
-        population: candidates proposed at once.
-        startup: random candidates before the model takes over.
         memory: told candidates that the process is fitted to, half of them the best and half the newest.
     """
 
-    population: int = Field(default=4, ge=1)
-    startup: int = Field(default=12, ge=1)
     memory: int = Field(default=200, ge=10)
 
 
-def make(problem: Problem, options: Options) -> OptunaSampler:
+def make(problem: Problem, options: Options) -> Sampler:
     """A Gaussian-process search over the problem's coordinates."""
     from optuna.samplers import GPSampler
 
     from evomerge.searching.samplers._optuna import OptunaSampler
 
-    def algorithm(seed: int) -> BaseSampler:
+    def algorithm(seed: int) -> GPSampler:
         return GPSampler(n_startup_trials=options.startup, seed=seed)
 
     memory = max(options.memory, options.startup)

@@ -35,7 +35,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from evomerge.searching.samplers import Generation, Problem, Result, SamplerOptions, generator
+from evomerge.searching.samplers import Generation, Problem, Result, generator
+from evomerge.searching.samplers._options import ProposalOptions
 from evomerge.searching.samplers._units import to_genome, to_units
 from evomerge.searching.samplers._variation import mix, mutate
 from evomerge.searching.spaces.genes import Coordinate, Genome
@@ -46,11 +47,10 @@ WANTS_DOCUMENT_SCORES = True
 LEARNS = True
 
 
-class Options(SamplerOptions):
-    """What M2N2 may be told.
+class Options(ProposalOptions):
+    """What M2N2 may be told, beside what `ProposalOptions` has.
 
     Attributes:
-        population: candidates proposed at once.
         archive: N, the number of genomes that are kept.
         capacity: C_j, what a document offers: `best`, the archive's best score on it, so that a document weighs as
             much as there is to win; or `one`. For answers that are right or wrong the two are the same.
@@ -60,7 +60,6 @@ class Options(SamplerOptions):
         step: the largest standard deviation of a mutation, as a fraction of each gene's range.
     """
 
-    population: int = Field(default=16, ge=1)
     archive: int = Field(default=20, ge=2)
     capacity: Literal["best", "one"] = "best"
     competition: float = Field(default=1.0, ge=0.0)

@@ -29,7 +29,8 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
-from evomerge.searching.samplers import Generation, Problem, Result, SamplerOptions, generator
+from evomerge.searching.samplers import Generation, Problem, Result, generator
+from evomerge.searching.samplers._options import ProposalOptions
 from evomerge.searching.samplers._units import to_genome, to_units
 from evomerge.searching.samplers._variation import mix, mutate
 from evomerge.searching.spaces.genes import Genome
@@ -44,16 +45,14 @@ _SPREAD = 0.5  # the deviation of the mixing ratio from 1/2
 _CELLS = 64  # about as many cells an archive has by default
 
 
-class Options(SamplerOptions):
-    """What MAP-Elites may be told.
+class Options(ProposalOptions):
+    """What MAP-Elites may be told, beside what `ProposalOptions` has.
 
     Attributes:
-        population: candidates proposed at once.
         bins: parts of each axis of the grid; by default as many as make about 64 cells, from 2 to 16.
         step: the largest standard deviation of a mutation, as a fraction of each gene's range.
     """
 
-    population: int = Field(default=16, ge=1)
     bins: int | None = Field(default=None, ge=2)
     step: float = Field(default=0.3, gt=0.0, le=1.0)
 

@@ -7,13 +7,8 @@ parents, or anew. The first generation is the known points.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from evomerge.searching.samplers import Problem
+from evomerge.searching.samplers import Problem, Sampler
 from evomerge.searching.samplers._nsga import GeneticOptions, genetic_search
-
-if TYPE_CHECKING:
-    from evomerge.searching.samplers._optuna import OptunaSampler
 
 FRESH_DOCUMENTS = False
 SEVERAL_OBJECTIVES = True
@@ -25,7 +20,7 @@ class Options(GeneticOptions):
     """What NSGA-II may be told: what `GeneticOptions` has."""
 
 
-def make(problem: Problem, options: Options) -> OptunaSampler:
+def make(problem: Problem, options: Options) -> Sampler:
     """An NSGA-II search over the problem's coordinates."""
     from optuna.samplers import NSGAIISampler
 

@@ -7,15 +7,10 @@ reference points spread evenly over the objectives. The first generation is the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
-from evomerge.searching.samplers import Problem
+from evomerge.searching.samplers import Problem, Sampler
 from evomerge.searching.samplers._nsga import GeneticOptions, genetic_search
-
-if TYPE_CHECKING:
-    from evomerge.searching.samplers._optuna import OptunaSampler
 
 FRESH_DOCUMENTS = False
 SEVERAL_OBJECTIVES = True
@@ -33,7 +28,7 @@ class Options(GeneticOptions):
     divisions: int = Field(default=3, ge=1)
 
 
-def make(problem: Problem, options: Options) -> OptunaSampler:
+def make(problem: Problem, options: Options) -> Sampler:
     """An NSGA-III search over the problem's coordinates."""
     from optuna.samplers import NSGAIIISampler
 

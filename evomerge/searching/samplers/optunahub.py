@@ -11,18 +11,13 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from evomerge.errors import ConfigError, named_first_line, suggest
-from evomerge.searching.samplers import Problem, SamplerOptions
+from evomerge.searching.samplers import Problem, Sampler, SamplerOptions
 from evomerge.searching.samplers._alone import alone
-
-if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
-
-    from evomerge.searching.samplers._optuna import OptunaSampler
 
 FRESH_DOCUMENTS = False
 SEVERAL_OBJECTIVES = True
@@ -52,7 +47,7 @@ class Options(SamplerOptions):
     memory: int | None = Field(default=None, ge=10)
 
 
-def make(problem: Problem, options: Options) -> OptunaSampler:
+def make(problem: Problem, options: Options) -> Sampler:
     """A search over the problem's coordinates by a sampler of OptunaHub.
 
     Raises:
@@ -64,9 +59,8 @@ def make(problem: Problem, options: Options) -> OptunaSampler:
     if "seed" not in inspect.signature(kind).parameters:
         raise _refusal(options, f"{kind.__name__} takes no seed, so that a study with it could not be resumed")
 
-    def algorithm(seed: int) -> BaseSampler:
-        sampler: BaseSampler = kind(**options.arguments, seed=seed)
-        return sampler
+    def algorithm(seed: int) -> Any:
+        return kind(**options.arguments, seed=seed)
 
     try:
         with alone():

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from evomerge.searching.samplers import Generation, Problem, Result, SamplerOptions, generator
+from evomerge.searching.samplers import Generation, Problem, Result, generator
 from evomerge.searching.samplers._alone import alone
-from evomerge.searching.samplers._population import default_population
+from evomerge.searching.samplers._evolution import EvolutionOptions, default_population
 from evomerge.searching.samplers._units import to_genome, to_units
 from evomerge.searching.spaces.genes import Genome
 
@@ -43,16 +42,8 @@ NEVER_STOP = {
 _EDGE = 0.02  # how far from its bounds the first mean stays: pycma's transform to them is flat there
 
 
-class Options(SamplerOptions):
-    """What pycma may be told.
-
-    Attributes:
-        population: candidates a generation, 4 + 3 ln(dimensions) by default.
-        sigma: the first step size, as a fraction of each gene's range.
-    """
-
-    population: int | None = Field(default=None, ge=4)
-    sigma: float = Field(default=0.2, gt=0.0, le=1.0)
+class Options(EvolutionOptions):
+    """What pycma may be told: what `EvolutionOptions` has."""
 
 
 class PycmaSampler:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from evomerge.searching.samplers import Generation, Problem, Result, SamplerOptions, generator
+from evomerge.searching.samplers import Generation, Problem, Result, generator
+from evomerge.searching.samplers._options import ProposalOptions
 from evomerge.searching.samplers._units import to_genome
 from evomerge.searching.spaces.genes import Genome
 
@@ -24,15 +24,15 @@ WANTS_DOCUMENT_SCORES = False
 LEARNS = False
 
 
-class Options(SamplerOptions):
-    """What a quasi-random search may be told.
+class Options(ProposalOptions):
+    """What a quasi-random search may be told, beside what `ProposalOptions` has.
+
+    With Sobol's sequence a `population` that is a power of two is best.
 
     Attributes:
-        population: candidates proposed at once; with Sobol's sequence best a power of two.
         sequence: `sobol` or `halton`.
     """
 
-    population: int = Field(default=16, ge=1)
     sequence: Literal["sobol", "halton"] = "sobol"
 
 

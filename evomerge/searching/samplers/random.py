@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
-
-from evomerge.searching.samplers import Generation, Problem, Result, SamplerOptions, generator
+from evomerge.searching.samplers import Generation, Problem, Result, generator
+from evomerge.searching.samplers._options import ProposalOptions
 from evomerge.searching.samplers._units import to_genome
 from evomerge.searching.spaces.genes import Genome
 
@@ -20,14 +19,8 @@ WANTS_DOCUMENT_SCORES = False
 LEARNS = False
 
 
-class Options(SamplerOptions):
-    """What a random search may be told.
-
-    Attributes:
-        population: candidates proposed at once.
-    """
-
-    population: int = Field(default=16, ge=1)
+class Options(ProposalOptions):
+    """What a random search may be told: what `ProposalOptions` has."""
 
 
 class RandomSampler:

@@ -9,16 +9,10 @@ points.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
-from evomerge.searching.samplers import Problem, SamplerOptions
-
-if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
-
-    from evomerge.searching.samplers._optuna import OptunaSampler
+from evomerge.searching.samplers import Problem, Sampler
+from evomerge.searching.samplers._options import ModelOptions
 
 FRESH_DOCUMENTS = False
 SEVERAL_OBJECTIVES = True
@@ -26,30 +20,26 @@ WANTS_DOCUMENT_SCORES = False
 LEARNS = True
 
 
-class Options(SamplerOptions):
-    """What TPE may be told.
+class Options(ModelOptions):
+    """What TPE may be told, beside what `ModelOptions` has.
 
     Attributes:
-        population: candidates proposed at once.
-        startup: random candidates before the model takes over.
         multivariate: whether to model the coordinates jointly, which is also several times faster.
         memory: told candidates that the densities are estimated from, half of them the best and half the newest.
             The time that a proposal takes grows with them.
     """
 
-    population: int = Field(default=4, ge=1)
-    startup: int = Field(default=12, ge=1)
     multivariate: bool = True
     memory: int = Field(default=500, ge=50)
 
 
-def make(problem: Problem, options: Options) -> OptunaSampler:
+def make(problem: Problem, options: Options) -> Sampler:
     """A TPE search over the problem's coordinates."""
     from optuna.samplers import TPESampler
 
     from evomerge.searching.samplers._optuna import OptunaSampler
 
-    def algorithm(seed: int) -> BaseSampler:
+    def algorithm(seed: int) -> TPESampler:
         return TPESampler(n_startup_trials=options.startup, multivariate=options.multivariate, seed=seed)
 
     joint, memory = options.multivariate, max(options.memory, options.startup)
