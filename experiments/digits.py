@@ -114,7 +114,7 @@ def coordinates(low: float = 0.0, high: float = 3.0) -> list[Coordinate]:
     After ten steps the networks are far too unsure of themselves, so merges may be larger than their parents.
     """
     return [
-        Coordinate(f"weight.l{block}.{expert}", low, high, 0.5, log=False)
+        Coordinate(f"weight.l{block}.{expert}", low, high, 0.5, log=False, depth=block)
         for block in range(BLOCKS)
         for expert in EXPERTS
     ]

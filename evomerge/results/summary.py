@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge import plugins
 from evomerge.results import fronts, warnings
 from evomerge.results.truncation import truncation_warnings
 from evomerge.studies import life, scores, second_phase
@@ -33,7 +32,7 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
         warnings.coordinates_of(experiment.space, experiment.operators, trials),
         ended=finished_study,
         pareto=several,
-        fresh=plugins.load("samplers", experiment.sampler.name).FRESH_DOCUMENTS,
+        fresh=experiment.sampler.module.FRESH_DOCUMENTS,
     )
     return {
         "study": folder,

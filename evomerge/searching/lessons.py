@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from evomerge.searching.batches import Batches
 from evomerge.searching.host import Assignment, Host, Line
 from evomerge.searching.lines import failed_whole, scores_again
 from evomerge.searching.objective import Objective
-from evomerge.searching.samplers import Generation, Result, Sampler
+from evomerge.searching.samplers import Generation, Result, Sampler, SamplerModule
 
 _HOPELESS = 4  # candidates that failed one after the other, in generations that failed whole: the search stops
 
@@ -32,7 +31,7 @@ class Lessons:
 
     def __init__(
         self,
-        module: ModuleType,
+        module: SamplerModule,
         sampler: Sampler,
         objective: Objective,
         batches: Batches,

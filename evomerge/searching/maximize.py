@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge import plugins
+from evomerge.searching import samplers
 from evomerge.searching.documents import Fidelity
 from evomerge.searching.host import Assignment, Evaluation, Line, Reserve
 from evomerge.searching.objective import Objective
@@ -114,11 +114,12 @@ def maximize(
     """
     if candidates is None and budget is None:
         raise ValueError("give candidates or budget, or the search has no end")
-    module = plugins.load("samplers", sampler)
-    if sampler == "gradient" or (options or {}).get("gradient"):
+    module = samplers.load(sampler)
+    choice = module.Options.model_validate(options or {})
+    if choice.climbs_gradients:
         raise ValueError("gradients need a model: a fitness of one's own has no slope to give")
     problem = Problem(coordinates, seed, list(starts) or [initial(coordinates)])
-    made = module.make(problem, module.Options.model_validate(options or {}))
+    made = module.make(problem, choice)
 
     def progress() -> None:
         watch(memory.spent, memory.lines, made.recommend())

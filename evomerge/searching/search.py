@@ -7,7 +7,6 @@ sampler again and not evaluated again, so that a search goes on where it stopped
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from types import ModuleType
 
 from evomerge.errors import StudyError
 from evomerge.searching.batches import Batches
@@ -17,7 +16,7 @@ from evomerge.searching.incumbent import Incumbent
 from evomerge.searching.lessons import Lessons
 from evomerge.searching.lines import Context, check_nothing_after, check_proposals, line_of, searched
 from evomerge.searching.objective import Objective
-from evomerge.searching.samplers import Generation, Sampler
+from evomerge.searching.samplers import Generation, Sampler, SamplerModule
 from evomerge.searching.spaces.genes import Genome
 
 _LOOKS_AT_THE_END = 2  # at what the search holds to be best, and at the best known point
@@ -36,7 +35,7 @@ class Search:
 
     def __init__(
         self,
-        module: ModuleType,
+        module: SamplerModule,
         sampler: Sampler,
         objective: Objective,
         seed: int,

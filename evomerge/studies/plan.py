@@ -16,7 +16,7 @@ from evomerge.operators.training import overlap
 from evomerge.operators.training.corpus import documents
 from evomerge.recipes.recipe import OperatorStep, Recipe, pattern_faults
 from evomerge.scoring import document_texts
-from evomerge.searching.spaces.decoding import CommonRecipe, coordinates, decode
+from evomerge.searching.spaces.decoding import CommonRecipe, LaidOut, coordinates, decode
 from evomerge.searching.spaces.genes import Coordinate, Genome, initial
 from evomerge.searching.spaces.known_points import known_points, resolve
 from evomerge.searching.spaces.operator_genes import Operator
@@ -177,7 +177,7 @@ def starting_points(plan: Plan, progress: Progress = lambda text: None) -> list[
     points: list[Genome] = [start for start in experiment.starts if not isinstance(start, str)]
     if experiment.warm_start:
         stock = warm_start.model_stock(plan.setup(), experiment.space, plan.frame, plan.survey.names, progress)
-        points += known_points(experiment.space, plan.frame, [] if stock is None else [stock])
+        points += known_points(LaidOut(experiment.space, plan.frame), [] if stock is None else [stock])
     else:
         points.append(initial(plan.coordinates))
     return [point for number, point in enumerate(points) if point not in points[:number]]

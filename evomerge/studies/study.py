@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from types import FrameType
 
-from evomerge import plugins
 from evomerge.errors import StudyError
 from evomerge.files import writing
 from evomerge.models.survey import Progress
@@ -111,7 +110,7 @@ class Study:
             starts=starting_points(plan),
             objectives=len(entries) if experiment.fitness.objective == "pareto" else 1,
         )
-        module = plugins.load("samplers", experiment.sampler.name)
+        module = experiment.sampler.module
         sampler = module.make(problem, module.Options.model_validate(experiment.sampler.options))
         objective = objective_of(entries, pool.documents)
         self._search = Search(

@@ -15,7 +15,7 @@ from evomerge.merging.model_stock import adds_up
 from evomerge.merging.table_store import Statistics
 from evomerge.models import tensor_names
 from evomerge.models.survey import Progress
-from evomerge.searching.spaces.decoding import CommonRecipe, decode
+from evomerge.searching.spaces.decoding import CommonRecipe, LaidOut, decode
 from evomerge.searching.spaces.genes import Genome
 from evomerge.searching.spaces.known_points import WantedWeight, nearest_weights, together
 from evomerge.searching.spaces.space import SearchSpace
@@ -54,10 +54,11 @@ def model_stock(
     """
     if "weight" not in space.numbers or len(frame.experts) < 2:
         return None
+    laid = LaidOut(space, frame)
     for method in space.methods:
-        genome = together(space, frame, method)
-        if genome is not None and adds_up(method, decode(space, frame, genome).options[method]):
-            return nearest_weights(space, frame, genome, _wishes(setup, space, frame, genome, names, progress))
+        genome = together(laid, method)
+        if genome is not None and adds_up(method, laid.decode(genome).options[method]):
+            return nearest_weights(laid, genome, _wishes(setup, space, frame, genome, names, progress))
     return None
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evomerge.searching.samplers import Problem, Result, _units, m2n2
+from evomerge.searching.samplers import Problem, Result, _units, _variation, m2n2
 from evomerge.searching.spaces.genes import Coordinate, Genome
 
-LAYERS = [Coordinate(f"weight.l{layer}.maths", 0.0, 1.0, 0.5, log=False) for layer in range(6)]
+LAYERS = [Coordinate(f"weight.l{layer}.maths", 0.0, 1.0, 0.5, log=False, depth=layer) for layer in range(6)]
 LONE = [Coordinate("x", 0.0, 1.0, 0.5, log=False)]
 
 
@@ -116,9 +116,16 @@ def test_the_split_point_is_in_order_of_depth() -> None:
 
 
 def test_coordinates_without_a_layer_lie_behind_all_others() -> None:
-    names = ["density", "weight.g10.maths", "weight.g2.maths", "lambda.code", "t.a0", "weight.l1.gating"]
-    coordinates = [Coordinate(name, 0.0, 1.0, 0.5, log=False) for name in names]
-    found = [names[i] for i in m2n2.by_depth(coordinates)]
+    depths = {
+        "density": None,
+        "weight.g10.maths": 10,
+        "weight.g2.maths": 2,
+        "lambda.code": None,
+        "t.a0": 0,
+        "weight.l1.gating": 1,
+    }
+    coordinates = [Coordinate(name, 0.0, 1.0, 0.5, log=False, depth=depth) for name, depth in depths.items()]
+    found = [coordinates[i].name for i in m2n2.by_depth(coordinates)]
     assert found == ["t.a0", "weight.l1.gating", "weight.g2.maths", "weight.g10.maths", "density", "lambda.code"]
 
 
@@ -127,7 +134,7 @@ def test_a_choice_is_taken_from_the_heavier_parent() -> None:
     first = _units.to_units(coordinates, {"x": 0.0, "method": "ties"})
     second = _units.to_units(coordinates, {"x": 1.0, "method": "slerp"})
     for weight, method in ((0.4, "ties"), (0.6, "slerp")):
-        child = m2n2.mix(coordinates, first, second, np.full(2, weight))
+        child = _variation.mix(coordinates, first, second, np.full(2, weight))
         assert _units.to_genome(coordinates, child) == {"x": weight, "method": method}
 
 
