@@ -81,7 +81,7 @@ def contestants(plan: Plan, winner: Recipe, control: str | None = None) -> dict[
         control: that parent: the name of an expert, or `base`.
     """
     found = {"base": parent_recipe(winner, "base")}
-    for expert in plan.frame.experts:
+    for expert in plan.laid.common.experts:
         found[f"expert {expert}"] = parent_recipe(winner, expert)
     uniform = {"method": "linear", "parameters": {"weight": 1.0}}
     found["uniform average"] = Recipe.model_validate({**found["base"].model_dump(include=FRAME), **uniform})
@@ -124,7 +124,7 @@ def certify(plan: Plan, winner: Recipe, pool: Pool) -> Certificate:
         )
         for name, score in scores.items()
     )
-    own = {"base", *(f"expert {name}" for name in plan.frame.experts)}
+    own = {"base", *(f"expert {name}" for name in plan.laid.common.experts)}
     others = {name: score.report.truncated for name, score in scores.items() if name != "winner"}
     return Certificate(
         rows=rows,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from evomerge.recipes.recipe import Recipe
 from evomerge.scoring.measured import document_scores
 from evomerge.searching.host import Assignment, Evaluation
-from evomerge.searching.spaces.decoding import decode, pull_back
 from evomerge.studies.candidates.operating import trains
 from evomerge.studies.candidates.score import Score
 from evomerge.studies.plan import Plan
@@ -55,7 +54,7 @@ class Evaluator:
                 if one is None:
                     yield None
                     continue
-                recipe = decode(self._plan.experiment.space, self._plan.frame, one.genome)
+                recipe = self._plan.laid.decode(one.genome)
                 asked[one.key] = one, recipe
                 twins = alike.setdefault(_identity(one, recipe), [])
                 twins.append(one.key)
@@ -119,7 +118,7 @@ class Evaluator:
         evaluation = Evaluation(scores, score.value, source=source)
         if outcome.slope is None:
             return evaluation
-        slope = pull_back(self._plan.experiment.space, self._plan.frame, asked.genome, outcome.slope)
+        slope = self._plan.laid.pull_back(asked.genome, outcome.slope)
         return replace(evaluation, gradient=slope)
 
 

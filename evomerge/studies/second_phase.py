@@ -15,10 +15,9 @@ from typing import get_args
 
 from evomerge.recipes.recipe import Recipe, parent_recipe
 from evomerge.searching.host import Role
-from evomerge.searching.spaces.decoding import CommonRecipe, coordinates, decode
+from evomerge.searching.spaces.decoding import LaidOut
 from evomerge.searching.spaces.genes import Genome, initial
 from evomerge.searching.spaces.operator_genes import Operator
-from evomerge.searching.spaces.space import SearchSpace
 from evomerge.studies.trials import Trial, elite_trials
 
 
@@ -35,34 +34,32 @@ class Member:
         return (trial.role, trial.genome, trial.parent) == (self.role, self.genome, self.parent)
 
 
-def recipe(
-    space: SearchSpace, frame: CommonRecipe, operators: Sequence[Operator], member: Member | Trial
-) -> Recipe:
+def member_recipe(laid: LaidOut, operators: Sequence[Operator], member: Member | Trial) -> Recipe:
     """The recipe of a trial, or of a member.
 
     Args:
         operators: those of the second phase.
     """
-    found = decode(space, frame, member.genome or initial(coordinates(space, frame)))
-    merged = parent_recipe(found, member.parent) if member.role in ("parent", "control") else found
+    recipe = laid.decode(member.genome or initial(laid.coordinates))
+    merged = parent_recipe(recipe, member.parent) if member.role in ("parent", "control") else recipe
     trained = [operator.step() for operator in operators] if member.role in ("trained", "control") else []
-    return merged.model_copy(update={"operators": (*found.operators, *trained)})
+    return merged.model_copy(update={"operators": (*recipe.operators, *trained)})
 
 
-def untrained(frame: CommonRecipe, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
+def untrained(laid: LaidOut, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
     """The parents and the elites as they are: what the second phase needs to know first."""
     chosen = _elites(operators, trials)
-    genome = _acting(frame, chosen)
+    genome = _acting(laid, chosen)
     return [
-        *(Member("parent", genome, parent=name) for name in ("base", *sorted(frame.experts))),
+        *(Member("parent", genome, parent=name) for name in ("base", *sorted(laid.common.experts))),
         *(Member("elite", trial.genome) for trial in chosen),
     ]
 
 
-def trained(frame: CommonRecipe, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
+def trained(laid: LaidOut, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
     """The elites after training, and the control; none of what failed untrained."""
     chosen = _elites(operators, trials)
-    recipes, genome = {trial.recipe for trial in chosen}, _acting(frame, chosen)
+    recipes, genome = {trial.recipe for trial in chosen}, _acting(laid, chosen)
     ready = [t for t in trials if t.role == "elite" and t.recipe in recipes and t.value is not None]
     found = [Member("trained", trial.genome) for trial in ready]
     parent = best_parent([trial for trial in trials if trial.genome == genome])
@@ -108,9 +105,9 @@ def pending(experts: Iterable[str], operators: Sequence[Operator], trials: Seque
     return parents > 0 and not (parents > len(list(experts)) and "elite" in roles and whole)
 
 
-def _acting(frame: CommonRecipe, chosen: Sequence[Trial]) -> Genome:
+def _acting(laid: LaidOut, chosen: Sequence[Trial]) -> Genome:
     """The genome whose operators act on parents and control: the first elite's; {} where none act on all."""
-    return dict(chosen[0].genome) if frame.operators and chosen else {}
+    return dict(chosen[0].genome) if laid.common.operators and chosen else {}
 
 
 def before(trial: Trial, trials: Sequence[Trial]) -> Trial | None:

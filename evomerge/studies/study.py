@@ -22,7 +22,6 @@ from evomerge.searching.host import Assignment, Evaluation, Line, Reserve
 from evomerge.searching.lines import failed_whole
 from evomerge.searching.samplers import Problem
 from evomerge.searching.search import Search
-from evomerge.searching.spaces.decoding import representatives
 from evomerge.studies import life
 from evomerge.studies.candidates import setup
 from evomerge.studies.candidates.score import objective_of
@@ -47,7 +46,7 @@ def search(plan: Plan, observer: Observer, progress: Progress = lambda text: Non
     """
     with writing.lock(plan.folder):
         life.keep_budget(plan.experiment)
-        setup.prepare(plan.setup(), representatives(plan.experiment.space, plan.frame), plan.survey.names, progress)
+        setup.prepare(plan.setup(), plan.laid.representatives(), plan.survey.names, progress)
         starting_points(plan, progress)  # measures what there is to measure: later it is found on disk
         check_training(plan)
         progress("starting workers")

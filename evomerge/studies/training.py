@@ -23,7 +23,7 @@ def train(plan: Plan, log: Log, evaluator: Evaluator, observer: Observer) -> Non
         StudyError: the log cannot be written.
     """
     for members in (second_phase.untrained, second_phase.trained):
-        _evaluate(plan, log, evaluator, observer, members(plan.frame, plan.training, log.trials))
+        _evaluate(plan, log, evaluator, observer, members(plan.laid, plan.training, log.trials))
 
 
 def _evaluate(plan: Plan, log: Log, evaluator: Evaluator, observer: Observer, members: Sequence[Member]) -> None:
@@ -33,8 +33,7 @@ def _evaluate(plan: Plan, log: Log, evaluator: Evaluator, observer: Observer, me
         return
     generation = 1 + max(trial.generation for trial in log.searched)
     observer.generation(generation, len(waiting))
-    space, frame = plan.experiment.space, plan.frame
-    recipes = {slot: second_phase.recipe(space, frame, plan.training, members[slot]) for slot in waiting}
+    recipes = {slot: second_phase.member_recipe(plan.laid, plan.training, members[slot]) for slot in waiting}
     ready: dict[int, Outcome] = {}
     for outcome in evaluator.score_whole(recipes):
         ready[outcome.key] = outcome

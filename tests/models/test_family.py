@@ -38,7 +38,7 @@ from evomerge.results import certificate
 from evomerge.results.exporting.folder import export_recipe, export_trial
 from evomerge.studies import check, experiment, life, study, trials
 from evomerge.studies.candidates import score_model
-from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.setup import Setup, prepare
 from evomerge.studies.candidates.workbench import Workbench
 from evomerge.studies.plan import Plan, make_plan, recipe_of
 from tests.helpers.family import experiment_mapping, make_tokenizer
@@ -314,12 +314,12 @@ def test_a_study_looks_for_damage_in_every_byte_before_its_workers_start(
 ) -> None:
     found = survey.survey_models(source(family / "models/base"), {"lora": source(lora)}, "auto")
     setup = Setup(found.base, found.experts, found.dtype, str(tmp_path / "cache"))
-    setup.prepare(setup, [], found.names, silent)
+    prepare(setup, [], found.names, silent)
     (file,) = (tmp_path / "cache/inputs").glob("*.safetensors")
     sound = file.read_bytes()
     file.unlink()
     file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
-    setup.prepare(setup, [], found.names, silent)
+    prepare(setup, [], found.names, silent)
     assert file.read_bytes() == sound
 
 

@@ -13,7 +13,7 @@ from evomerge.results import certificate, tables
 from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.fitness import Entry
 from evomerge.scoring.measured import measure
-from evomerge.searching.spaces import decoding, genes
+from evomerge.searching.spaces import genes
 from evomerge.studies import experiment
 from evomerge.studies.candidates.score import Score
 from evomerge.studies.plan import make_plan
@@ -61,7 +61,7 @@ class _Scored:
 
 def test_a_certificate_warns_where_truncation_differs(write_experiment: Callable[..., Path]) -> None:
     plan = make_plan(experiment.load_experiment(write_experiment()))
-    winner = decoding.decode(plan.experiment.space, plan.frame, genes.initial(plan.coordinates))
+    winner = plan.laid.decode(genes.initial(plan.coordinates))
     names = list(certificate.contestants(plan, winner))
     calm = certificate.certify(plan, winner, _Scored({}, names))
     assert calm.warnings == ()

@@ -16,7 +16,7 @@ import pytest
 
 from evomerge.errors import ConfigError, WorkerError
 from evomerge.recipes.recipe import Recipe
-from evomerge.searching.spaces import decoding, genes
+from evomerge.searching.spaces import genes
 from evomerge.studies import experiment, study
 from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.plan import Plan, make_plan
@@ -67,7 +67,7 @@ def laid(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def recipes(laid: Plan) -> list[Recipe]:
     start = genes.initial(laid.coordinates)
     genomes = [{**start, "density.ant": 0.2 + 0.1 * k} for k in range(6)]
-    return [decoding.decode(laid.experiment.space, laid.frame, genome) for genome in genomes]
+    return [laid.laid.decode(genome) for genome in genomes]
 
 
 def forgetful(laid: Plan) -> Setup:
