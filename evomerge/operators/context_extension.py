@@ -38,9 +38,7 @@ from evomerge.errors import CandidateError, suggest
 from evomerge.files.schema import Strict
 from evomerge.models import rope
 from evomerge.operators import Applied, Context, Cost
-
-TOUCHES = frozenset({"rope", "config", "scale"})
-
+from evomerge.recipes.recipe import Corpus
 
 TRAINING = False
 
@@ -266,6 +264,16 @@ def estimate(options: Options, parameters: int) -> Cost:
     if options.attention_scale == 1.0:
         return Cost(seconds=0.01)
     return Cost(seconds=0.01 + 1e-10 * parameters, peak_bytes=parameters // 3)
+
+
+def teachers(options: Options) -> set[str]:
+    """No models: nothing is learned."""
+    return set()
+
+
+def corpora(options: Options) -> dict[str, Corpus]:
+    """No files: nothing is learned."""
+    return {}
 
 
 def apply(model: Any, options: Options, context: Context) -> Applied:

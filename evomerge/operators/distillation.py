@@ -38,9 +38,6 @@ from evomerge.operators.training.corpus import Row
 from evomerge.operators.training.loop import Course, Sample, Supply, mean_loss, train
 from evomerge.recipes.recipe import Corpus, CorpusField
 
-TOUCHES = frozenset({"weights"})
-
-
 TRAINING = True
 
 _RATES = {"lora": 1e-3, "full": 2e-5}
@@ -59,8 +56,14 @@ _HALF_SCALE = 1024.0
 
 
 class Loss(Strict):
-    """kind: the divergence from the teacher's answers, at a temperature; beta: the teacher's share of the mixture
-    in `jsd`. hard: the share of the texts' own tokens; with 1.0 no teacher answers."""
+    """What is learned of each token.
+
+    Attributes:
+        kind: the divergence from the teacher's answers.
+        temperature: of both sides, when they are compared.
+        hard: the share of the cross-entropy of the texts' own tokens in the loss; with 1.0 no teacher answers.
+        beta: the teacher's share of the mixture in `jsd`.
+    """
 
     kind: losses.Kind = "forward_kl"
     temperature: float = Field(default=1.0, gt=0.0)
@@ -69,18 +72,33 @@ class Loss(Strict):
 
 
 class Options(Strict):
-    """data: domain -> its texts, of which `rows` rows of at most `length` tokens are used, evenly spread. teachers:
-    domain -> an expert or `base`, or several, whose probabilities' mean is learned. length: by default 512, or what
-    the model was made for if that is less.
+    """What is learned, from whom, and how far.
 
-    targets: how many likeliest tokens of a teacher's answers are kept on disk, or `live` to ask it at each step.
-    text: the data, or what the teacher, the student, or both (`speculative`) make of its beginnings; the student's
-    are written anew after `refresh` steps, and a token outside of the teacher's likeliest `accepted` is replaced in
-    speculative ones. These two always have live targets.
-
-    batch: rows of a step, the same number of each domain; at most `batch_tokens` tokens go through the model at
-    once. lr: 1e-3 for `lora`, 2e-5 for `full`. steps, tokens, seconds: whichever comes first; what `seconds` ends
-    cannot be trained again to the same bits."""
+    Attributes:
+        data: domain -> the file of its texts.
+        teachers: domain -> the model that answers for it: an expert's name, or `base`; or several models, whose
+            probabilities' mean is learned.
+        loss: what is learned of each token.
+        targets: how many of the likeliest tokens of a teacher's answers are kept on disk; or `live`, to ask the
+            teacher at each step.
+        text: which texts are learned: the data, or what the teacher, the student, or both (`speculative`) make of
+            its beginnings. The last two always have live targets.
+        refresh: the number of steps after which the student's texts are written anew.
+        accepted: a token outside of the teacher's likeliest `accepted` is replaced in speculative texts.
+        method: what is trained: low-rank adapters (`lora`), or all weights (`full`).
+        rank: the rank of the adapters.
+        lr: the highest learning rate; by default 1e-3 for `lora`, 2e-5 for `full`.
+        warmup: the share of the steps in which the learning rate rises to its height.
+        decay: the curve by which it falls to 0 after that.
+        clip: the largest norm of the gradient; a longer one is shortened.
+        length: the most tokens in a row; by default 512, or what the model was made for if that is less.
+        rows: the most rows of a domain; where its file has more, they are taken evenly spread.
+        batch: rows of a step, the same number of each domain.
+        batch_tokens: the most tokens that go through the model at once, padding included.
+        checkpointing: whether activations within layers are computed again on the way back, to save memory.
+        steps, tokens, seconds: training ends with the step in which the first of these is reached. Training that
+            `seconds` ends cannot be repeated to the same bits.
+    """
 
     data: dict[str, CorpusField] = Field(min_length=1)
     teachers: dict[str, str | Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge import plugins
+from evomerge import operators, plugins
 from evomerge.results import fronts, warnings
 from evomerge.results.certificate import truncation_warnings
 from evomerge.results.live import PHASES
@@ -142,9 +142,8 @@ def _expected(plan: Plan) -> str:
     """What the second phase takes for each of its candidates, roughly."""
     found = []
     for operator in plan.training:
-        cost = operator.module.estimate(
-            operator.module.Options.model_validate(operator.options), plan.survey.parameters
-        )
+        module = operators.load(operator.name)
+        cost = module.estimate(module.Options.model_validate(operator.options), plan.survey.parameters)
         found.append(
             f"{operator.name}: at most {cost.steps} steps of {cost.tokens:,} tokens, {_size(cost.peak_bytes)} of "
             f"memory beside activations, {_size(cost.disk_bytes)} on disk"
