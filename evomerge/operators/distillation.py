@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import transformers
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from evomerge.errors import CandidateError, ConfigError
@@ -76,15 +76,11 @@ class Options(Strict):
 
     Attributes:
         data: domain -> the file of its texts.
-        teachers: domain -> the model that answers for it: an expert's name, or `base`; or several models, whose
-            probabilities' mean is learned.
+        teachers: domain -> the model that answers for it: an expert's name, or `base`.
         loss: what is learned of each token.
         targets: how many of the likeliest tokens of a teacher's answers are kept on disk; or `live`, to ask the
             teacher at each step.
-        text: which texts are learned: the data, or what the teacher, the student, or both (`speculative`) make of
-            its beginnings. The last two always have live targets.
-        refresh: the number of steps after which the student's texts are written anew.
-        accepted: a token outside of the teacher's likeliest `accepted` is replaced in speculative texts.
+        text: which texts are learned: the data, or what the teacher makes of its beginnings.
         method: what is trained: low-rank adapters (`lora`), or all weights (`full`).
         rank: the rank of the adapters.
         lr: the highest learning rate; by default 1e-3 for `lora`, 2e-5 for `full`.
@@ -101,12 +97,10 @@ class Options(Strict):
     """
 
     data: dict[str, CorpusField] = Field(min_length=1)
-    teachers: dict[str, str | Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
+    teachers: dict[str, str] = Field(default_factory=dict)
     loss: Loss = Loss()
     targets: Annotated[int, Field(ge=1)] | Literal["live"] = 64
-    text: Literal["data", "teacher", "student", "speculative"] = "data"
-    refresh: int = Field(default=10, ge=1)
-    accepted: int = Field(default=25, ge=1)
+    text: Literal["data", "teacher"] = "data"
     method: Literal["lora", "full"] = "lora"
     rank: int = Field(default=8, ge=1)
     lr: float | None = Field(default=None, gt=0.0)
@@ -122,6 +116,16 @@ class Options(Strict):
     tokens: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0.0)
 
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _one_a_domain(cls, teachers: Any) -> Any:
+        """Refuses several teachers for a domain: measured, their mean heals worse than no training at all."""
+        domains = teachers.items() if isinstance(teachers, Mapping) else ()
+        several = [str(domain) for domain, names in domains if isinstance(names, list | tuple)]
+        if several:
+            raise ValueError(f"one model teaches a domain; name one for {', '.join(several)}, not a list")
+        return teachers
+
 
 def check(options: Options, config: Any) -> list[str]:
     """The faults that can be told without the experts."""
@@ -136,8 +140,6 @@ def check(options: Options, config: Any) -> list[str]:
         for domain in options.teachers
         if domain not in options.data
     ]
-    if options.text == "student" and options.loss.hard == 1.0:
-        faults.append("loss.hard: 1.0 would have the student learn its own texts from nobody; lower it")
     if options.batch < len(options.data):
         faults.append(f"batch: has a row for {options.batch} of {len(options.data)} domains; raise it")
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -173,7 +175,7 @@ def estimate(options: Options, parameters: int) -> Cost:
 
 def teachers(options: Options) -> set[str]:
     """The experts, or `base`, that are learned from."""
-    return {name for names in _names(options).values() for name in names}
+    return set(_teacher_of(options).values())
 
 
 def corpora(options: Options) -> dict[str, Corpus]:
@@ -205,12 +207,10 @@ def apply(model: nn.Module, options: Options, context: Context) -> Applied:
 
 @dataclass(frozen=True)
 class _Lessons:
-    """What is learned. rows: by domain. answers: by domain; {} where no teacher answers. teachers: those that stay
-    open while the student learns."""
+    """What is learned. rows: by domain. answers: by domain; {} where no teacher answers."""
 
     rows: Mapping[str, Sequence[Row]]
     answers: Mapping[str, teaching.Answers]
-    teachers: Mapping[str, teaching.Teacher]
 
 
 def _learn(model: Any, options: Options, context: Context) -> None:
@@ -284,26 +284,26 @@ def _prepare(
     parents: teaching.Parents,
     rows: Mapping[str, Sequence[Row]],
 ) -> _Lessons:
-    """Has the teachers write and answer. One set of them is open at a time, unless they must stay."""
-    rows, answers, staying = dict(rows), dict[str, teaching.Answers](), dict[str, teaching.Teacher]()
+    """Has the teachers write and answer. One of them is open at a time, unless they must stay."""
+    rows, answers = dict(rows), dict[str, teaching.Answers]()
     dtype = str(model.dtype).removeprefix("torch.")
-    named = _names(options)
-    for names in sorted(set(named.values())):
-        for domain in sorted(domain for domain in named if named[domain] == names):
+    named = _teacher_of(options)
+    for name in sorted(set(named.values())):
+        for domain in sorted(domain for domain in named if named[domain] == name):
             if options.text == "teacher":
                 end = context.tokenizer.eos_token_id
-                rows[domain] = texts.stored(context.folder, names, parents, rows[domain], end, dtype)
+                rows[domain] = texts.stored(context.folder, name, parents, rows[domain], end, dtype)
             if _live(options):
-                answers[domain] = staying[domain] = parents.teacher(names)
+                answers[domain] = parents.teacher(name)
             elif _answered(options):
                 assert isinstance(options.targets, int)
                 setting = teaching.Setting(
                     options.targets, options.loss.temperature, dtype, options.batch_tokens, model.device.type
                 )
-                answers[domain] = teaching.stored(context.folder, names, parents, rows[domain], setting)
-        if not staying:
+                answers[domain] = teaching.stored(context.folder, name, parents, rows[domain], setting)
+        if not _live(options):
             parents.release()
-    return _Lessons(rows, answers if _answered(options) else {}, staying)
+    return _Lessons(rows, answers)
 
 
 def _train(
@@ -331,7 +331,7 @@ def _train(
 
         probe = {domain: _samples(domain, rows, range(_PROBE)) for domain, rows in lessons.rows.items()}
         before = mean_loss(per_token, probe, options.batch_tokens)
-        supply = _supply(model, options, context, lessons)
+        supply = _supply(options, context, lessons)
         outcome = train(list(leaves.values()), per_token, supply, _course(model, options), context.report)
         after = mean_loss(per_token, probe, options.batch_tokens)
         if not all(bool(tensor.isfinite().all()) for tensor in leaves.values()) or not math.isfinite(after):
@@ -360,37 +360,15 @@ def _losses(model: Any, loss: Loss, lessons: _Lessons, samples: Sequence[Sample]
     return losses.mixed(logits, labels, soft, loss.hard)
 
 
-def _supply(model: Any, options: Options, context: Context, lessons: _Lessons) -> Supply:
+def _supply(options: Options, context: Context, lessons: _Lessons) -> Supply:
     """The samples of each step."""
     orders = {
         domain: corpus.endless(len(rows), context.seed, "order", domain) for domain, rows in lessons.rows.items()
     }
     each = _each(options)
-    if options.text in ("data", "teacher"):
-        return lambda step: {
-            domain: _samples(domain, rows, _take(orders[domain], each)) for domain, rows in lessons.rows.items()
-        }
-    fresh: dict[str, list[Sample]] = {}
-
-    def written(step: int) -> Mapping[str, Sequence[Sample]]:
-        if step % options.refresh == 0:
-            count = min(options.refresh, options.steps - step) * each
-            for domain, rows in lessons.rows.items():
-                beginnings = [rows[number] for number in _take(orders[domain], count)]
-                judges = lessons.teachers[domain].models if options.text == "speculative" else ()
-                lines = texts.write(
-                    [model],
-                    beginnings,
-                    context.tokenizer.eos_token_id,
-                    *(context.seed, options.text, domain, step),
-                    judges=judges,
-                    accepted=options.accepted,
-                )
-                fresh[domain] = _samples(domain, lines, range(count))
-        first = step % options.refresh * each
-        return {domain: samples[first : first + each] for domain, samples in fresh.items()}
-
-    return written
+    return lambda step: {
+        domain: _samples(domain, rows, _take(orders[domain], each)) for domain, rows in lessons.rows.items()
+    }
 
 
 def _samples(domain: str, rows: Sequence[Row], numbers: Sequence[int]) -> list[Sample]:
@@ -438,20 +416,16 @@ def _answered(options: Options) -> bool:
 
 def _taught(options: Options) -> bool:
     """Whether any teacher is needed."""
-    return _answered(options) or options.text in ("teacher", "speculative")
+    return _answered(options) or options.text == "teacher"
 
 
 def _live(options: Options) -> bool:
     """Whether teachers stay open while the student learns."""
-    return options.text in ("student", "speculative") or (options.targets == "live" and _answered(options))
+    return options.targets == "live" and _answered(options)
 
 
-def _names(options: Options) -> dict[str, tuple[str, ...]]:
-    """Domain -> those that teach it."""
+def _teacher_of(options: Options) -> dict[str, str]:
+    """Domain -> the model that teaches it; {} where no teacher is needed."""
     if not _taught(options):
         return {}
-    return {
-        domain: tuple(sorted({names} if isinstance(names, str) else set(names)))
-        for domain, names in options.teachers.items()
-        if domain in options.data
-    }
+    return {domain: name for domain, name in options.teachers.items() if domain in options.data}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -37,24 +36,18 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class Teacher:
-    """Models that answer at once: the mean of their probabilities, each at the temperature.
+    """A model that answers when it is asked, at a temperature. That is slow where the vocabulary is large."""
 
-    Asked for a log-probability at all positions of rows; dear where the vocabulary is large.
-    """
-
-    models: tuple[Any, ...]
+    model: Any
     temperature: float = 1.0
 
     @torch.no_grad()
     def logs(self, rows: Sequence[Row]) -> Tensor:
-        """Log-probabilities, float32 (P, V), of the learned tokens' positions, row by row."""
-        every = [forward.logits(model, rows)[0].div_(self.temperature).log_softmax(-1) for model in self.models]
-        if len(every) == 1:
-            return every[0]
-        return torch.stack(every).logsumexp(0) - math.log(len(every))
+        """The log-probabilities of all tokens at the learned tokens' positions, row by row: float32 (P, V)."""
+        return forward.logits(self.model, rows)[0].div_(self.temperature).log_softmax(-1)
 
     def targets(self, samples: Sequence[Sample]) -> Targets:
-        """All log-probabilities."""
+        """The log-probabilities of all tokens at the samples' learned positions."""
         return Targets(self.logs([sample.row for sample in samples]))
 
 
@@ -108,22 +101,21 @@ class Parents:
         self._temperature = temperature
         self._open: dict[str, Any] = {}
 
-    def teacher(self, names: Sequence[str]) -> Teacher:
-        """These models together.
+    def teacher(self, name: str) -> Teacher:
+        """The model of that name as a teacher.
 
         Raises:
-            CandidateError: one has another vocabulary than the student.
+            CandidateError: it has another vocabulary than the student.
         """
-        for name in names:
-            if name not in self._open:
-                self._open[name] = model = self._parent(name)
-                found = model.get_output_embeddings().weight.shape[0]
-                if found != self._vocabulary:
-                    raise CandidateError(
-                        f"{name} answers for {found} tokens, but the merged model has {self._vocabulary}; learn "
-                        "from experts of its vocabulary"
-                    )
-        return Teacher(tuple(self._open[name] for name in names), self._temperature)
+        if name not in self._open:
+            self._open[name] = model = self._parent(name)
+            rows = model.get_output_embeddings().weight.shape[0]
+            if rows != self._vocabulary:
+                raise CandidateError(
+                    f"{name} answers for {rows} tokens, but the merged model has {self._vocabulary}; learn "
+                    "from experts of its vocabulary"
+                )
+        return Teacher(self._open[name], self._temperature)
 
     def release(self) -> None:
         """Lets the open models go."""
@@ -140,27 +132,32 @@ class Parents:
         return self._identity[name]
 
 
-def stored(folder: Path, names: Sequence[str], parents: Parents, rows: Sequence[Row], setting: Setting) -> Stored:
-    """The answers to rows, from disk if they are there; else computed and put there.
+def stored(folder: Path, name: str, parents: Parents, rows: Sequence[Row], setting: Setting) -> Stored:
+    """A teacher's answers to rows, from disk if they are there; else computed and put there.
 
     Raises:
         StudyError: the disk does not take them.
     """
-    path = folder / f"answers-{key([parents.sha256(name) for name in names], rows, **vars(setting))}.safetensors"
-    found = hashed_tensors.read(path)
-    if found is None:
-        tokens, logs = _answer(parents.teacher(names), rows, setting)
+    path = folder / f"answers-{key(parents.sha256(name), rows, **vars(setting))}.safetensors"
+    kept = hashed_tensors.read(path)
+    if kept is None:
+        tokens, logs = _answer(parents.teacher(name), rows, setting)
         hashed_tensors.write(path, {"tokens": tokens, "logs": logs})
     else:
-        tokens, logs = found[0]["tokens"], found[0]["logs"]
+        tokens, logs = kept[0]["tokens"], kept[0]["logs"]
     return Stored(rows, tokens, logs)
 
 
-def key(teachers: Sequence[str], rows: Sequence[Row], **settings: Any) -> str:
-    """The name of what teachers make of rows. The number of threads is in it, for it changes the last bits."""
+def key(teacher: str, rows: Sequence[Row], **settings: Any) -> str:
+    """The name of what a teacher makes of rows. The number of threads is in it, for it changes the last bits.
+
+    Args:
+        teacher: the sha256 of its weights.
+        settings: all else that the answers depend on.
+    """
     content = {
         "format": _FORMAT,
-        "teachers": list(teachers),
+        "teachers": [teacher],
         "rows": digest(rows),
         "threads": torch.get_num_threads(),
         **settings,
