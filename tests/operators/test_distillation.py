@@ -19,6 +19,7 @@ from evomerge.files.schema import faults_of
 from evomerge.models.rope import set_rope
 from evomerge.operators import Applied, Context, distillation
 from evomerge.operators.distillation import Options
+from evomerge.operators.training.lessons import row_length
 from tests.helpers.family import LETTERS, make_tokenizer, save_family
 
 Open = Callable[..., Any]
@@ -401,8 +402,8 @@ def test_rows_are_by_default_no_longer_than_the_model_reads(
     given = options(data, length=None, steps=1)
     assert distillation.check(given, merged().config) == []
     model = merged()
-    assert distillation._length(given, model) == 64
+    assert row_length(model, 512) == 64
     yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}
     set_rope(model, yarn, max_position_embeddings=128)
-    assert distillation._length(given, model) == 64, "its teachers read no further"
+    assert row_length(model, 512) == 64, "its teachers read no further"
     assert heal(merged, given, context())[1].record["steps"] == 1

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from evomerge.errors import CandidateError
 from evomerge.operators.training.corpus import Row
 from evomerge.operators.training.forward import batches
+from evomerge.operators.training.settings import Decay
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Course:
     tokens: int | None = None
     seconds: float | None = None
     warmup: float = 0.1
-    decay: Literal["linear", "cosine"] = "cosine"
+    decay: Decay = "cosine"
     clip: float = 1.0
     batch_tokens: int = 2048
     scale: float = 1.0

@@ -8,13 +8,12 @@ with β is GKD's (Agarwal et al. 2023, arXiv 2306.13649, eq. 1).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Kind = Literal["forward_kl", "reverse_kl", "jsd"]
+from evomerge.operators.training.settings import Divergence
 
 _LEAST_LOG = -100.0  # a probability of 0 has no logarithm
 
@@ -36,7 +35,7 @@ class Targets:
 
 
 def distillation(
-    logits: Tensor, targets: Targets, kind: Kind, *, temperature: float = 1.0, beta: float = 0.5
+    logits: Tensor, targets: Targets, kind: Divergence, *, temperature: float = 1.0, beta: float = 0.5
 ) -> Tensor:
     """T² times the divergence at each position, float32 (P,).
 
@@ -53,7 +52,7 @@ def distillation(
     return temperature**2 * divergence(teacher, student, kind, beta)
 
 
-def divergence(teacher: Tensor, student: Tensor, kind: Kind, beta: float = 0.5) -> Tensor:
+def divergence(teacher: Tensor, student: Tensor, kind: Divergence, beta: float = 0.5) -> Tensor:
     """The divergence of each row, float32 (P,).
 
     teacher, student: log-probabilities, (P, n). beta: the teacher's share of the mixture, between 0 and 1.

@@ -98,7 +98,7 @@ class Parents:
         self, parent: Callable[[str], Any], identity: Mapping[str, str], vocabulary: int, temperature: float
     ) -> None:
         self._parent, self._identity, self._vocabulary = parent, identity, vocabulary
-        self._temperature = temperature
+        self.temperature = temperature
         self._open: dict[str, Any] = {}
 
     def teacher(self, name: str) -> Teacher:
@@ -115,7 +115,7 @@ class Parents:
                     f"{name} answers for {rows} tokens, but the merged model has {self._vocabulary}; learn "
                     "from experts of its vocabulary"
                 )
-        return Teacher(self._open[name], self._temperature)
+        return Teacher(self._open[name], self.temperature)
 
     def release(self) -> None:
         """Lets the open models go."""
