@@ -50,12 +50,24 @@ def suggest(wrong: str, known: Iterable[str]) -> str:
     return f"{hint} Known: {', '.join(names) or 'none'}."
 
 
-def first_line(error: Exception) -> str:
-    """An error's message without the rest."""
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message; the exception's kind if it has no message."""
+    return _first(error) or type(error).__name__
+
+
+def named_first_line(error: BaseException) -> str:
+    """An exception's kind and the first line of its message."""
+    return _named(error, _first(error))
 
 
 def one_line(error: BaseException) -> str:
-    """An exception in one line: its kind and the start of its message."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__
+    """An exception's kind and its whole message, with all lines joined to one and cut to 300 characters."""
+    return _named(error, " ".join(str(error).split())[:300])
+
+
+def _first(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+def _named(error: BaseException, message: str) -> str:
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

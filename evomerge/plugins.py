@@ -6,9 +6,10 @@ with an underscore are helpers, not plug-ins.
 
 from __future__ import annotations
 
+import ast
 import importlib
-import pkgutil
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 from evomerge.errors import ConfigError, suggest
@@ -23,19 +24,20 @@ KINDS = tuple(FOLDERS)
 
 @cache
 def names(kind: str) -> tuple[str, ...]:
-    """The plug-ins of a kind, sorted. Imports the folder but none of the plug-ins."""
+    """The names of a kind's plug-ins, sorted. Imports none of them."""
     if kind not in KINDS:
         raise ValueError(f"no plug-in kind {kind!r}; there are {', '.join(KINDS)}")
-    folder = importlib.import_module(FOLDERS[kind])
-    found = (module.name for module in pkgutil.iter_modules(folder.__path__) if not module.ispkg)
-    return tuple(sorted(name for name in found if not name.startswith("_")))
+    return tuple(sorted(path.stem for path in _folder(kind).glob("*.py") if not path.name.startswith("_")))
 
 
 def load(kind: str, name: str, where: str = "") -> ModuleType:
     """The plug-in's module.
 
+    Args:
+        where: what names the plug-in in a person's file, for the message.
+
     Raises:
-        ConfigError: no such plug-in; the message lists those there are.
+        ConfigError: there is no such plug-in; the message lists those that there are.
     """
     if name not in names(kind):
         raise ConfigError(where or kind, [f"unknown {kind[:-1]} {name!r}.{suggest(name, names(kind))}"])
@@ -43,5 +45,11 @@ def load(kind: str, name: str, where: str = "") -> ModuleType:
 
 
 def summary(kind: str, name: str) -> str:
-    """The first line of a plug-in's docstring."""
-    return (load(kind, name).__doc__ or "").strip().split("\n", 1)[0]
+    """The first line of a plug-in's docstring, read without importing the plug-in."""
+    source = (_folder(kind) / f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+def _folder(kind: str) -> Path:
+    """The folder of a kind's plug-ins on disk."""
+    return Path(__file__).parent.joinpath(*FOLDERS[kind].split(".")[1:])

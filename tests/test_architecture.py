@@ -34,6 +34,7 @@ ROOMS = {
 
 # Inside a room: folder -> the folders of the same room that it may import.
 INSIDE = {
+    "models/rope": set(),
     "recipes/mergekit_yaml": {"recipes"},
     "merging/kernels": set(),
     "merging/methods": {"merging/kernels"},

@@ -14,6 +14,12 @@ def test_plugins_are_found_with_a_summary(kind: str) -> None:
         assert plugins.summary(kind, name)
 
 
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_a_summary_is_the_first_line_of_the_modules_docstring(kind: str) -> None:
+    for name in plugins.names(kind):
+        assert plugins.summary(kind, name) == (plugins.load(kind, name).__doc__ or "").strip().splitlines()[0]
+
+
 def test_an_unknown_plugin_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"space: unknown method 'dareties'\. Did you mean 'dare_ties'\? Known: "):
         plugins.load("methods", "dareties", "space")

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from evomerge import __version__
-from evomerge.errors import EvomergeError, StudyError
+from evomerge.errors import EvomergeError
 
 if TYPE_CHECKING:
     from evomerge.studies.plan import Plan
@@ -89,12 +89,6 @@ def warn_before(plan: Plan) -> list[str]:
     for text in found:
         err.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
     return found
-
-
-def refuse_existing(output: Path) -> None:
-    """Refuses before any model is read."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise StudyError(f"{output} exists already; give another folder, or remove it first")
 
 
 def step(text: str) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evomerge.cli.app import JsonFlag, PickOption, StudyFolder, command, err, out, print_json, refuse_existing, step
+from evomerge.cli.app import JsonFlag, PickOption, StudyFolder, command, err, out, print_json, step
 from evomerge.errors import ConfigError, StudyError
+from evomerge.files.writing import refuse_existing
 
 if TYPE_CHECKING:
     from evomerge.studies.plan import Plan

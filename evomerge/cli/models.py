@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from evomerge.cli.app import JsonFlag, command, err, out, print_json, refuse_existing, step
+from evomerge.cli.app import JsonFlag, command, err, out, print_json, step
 from evomerge.errors import ConfigError
+from evomerge.files.writing import refuse_existing
 from evomerge.files.yaml import parse_yaml
 
 

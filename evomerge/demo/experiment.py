@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from evomerge.files import writing
 from evomerge.scoring.documents.skills import SKILLS
 
 _TEXT = """\
@@ -75,7 +76,5 @@ def write_experiment(
         study=study,
     )
     path = folder / "experiment.yaml"
-    aside = path.with_name(".experiment.yaml.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(path)
+    writing.write_text(path, text)
     return path

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from evomerge.files.writing import folder_aside
 from evomerge.scoring.documents import skills
 
 Progress = Callable[[int, int, str], None]
@@ -249,8 +250,7 @@ def _loss(model: LlamaForCausalLM, inputs: torch.Tensor, labels: torch.Tensor) -
 
 def _save(model: LlamaForCausalLM, path: Path, record: dict[str, Any]) -> None:
     """Writes the folder aside, its record last, then puts it in its place."""
-    aside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = folder_aside(path)
     model.save_pretrained(aside)
     tokenizer().save_pretrained(aside)
     (aside / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -22,9 +22,7 @@ from evomerge.merging.table_store import Progress, Statistics
 from evomerge.models import checkpoints, tensor_names
 from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.tensor_names import Place
-from evomerge.recipes.recipe import Recipe
-
-Compile = Literal["auto", "always", "never"]
+from evomerge.recipes.recipe import Compile, Recipe
 
 # Compiling costs seconds once per worker and saves about a second per 15 million parameters and candidate.
 WORTH_COMPILING = 20_000_000

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import CheckpointError
-from evomerge.files.hashed_tensors import read_arrays, write_arrays
+from evomerge.files import hashed_tensors
 from evomerge.merging.kernels.tables import KINDS
 from evomerge.models.checkpoints import Checkpoint
 
@@ -73,11 +73,12 @@ class Statistics:
             content = "\n".join([_VERSION, kind, self._base.sha256, *(expert.sha256 for expert in opened)])
             path = self._cache / f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
             wanted = {f"{name}|{field.name}" for name in self._names for field in fields(KINDS[kind])}
-            found = read_arrays(path, wanted)
+            stored = hashed_tensors.read(path)
+            found = stored[0] if stored and stored[0].keys() == wanted else None
             if found is None:
                 self._progress(f"computing the {kind.replace('_', ' ')} table of {', '.join(experts)}")
                 found = self._compute(kind, opened)
-                write_arrays(path, found)
+                hashed_tensors.write(path, found, advice="the tables of a study go there")
             self._open[kind, *experts] = found
         return self._open[kind, *experts]
 

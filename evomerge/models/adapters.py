@@ -11,8 +11,6 @@ What is not understood is refused: an adapter folded wrongly would look like a b
 
 from __future__ import annotations
 
-from evomerge.models.tensor_names import Shapes
-
 import json
 import math
 import re
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import CheckpointError
+from evomerge.models.tensor_names import Shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -7,8 +7,6 @@ those of the folder.
 
 from __future__ import annotations
 
-from evomerge.models.tensor_names import Shapes
-
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -20,9 +18,10 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from evomerge.errors import CheckpointError
+from evomerge.errors import CheckpointError, first_line
 from evomerge.files import hashing
 from evomerge.models.source import Source
+from evomerge.models.tensor_names import Shapes
 
 INDEX = "model.safetensors.index.json"
 
@@ -34,7 +33,6 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
 CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of unquantized weights
-
 
 
 def locate(source: Source, where: str) -> Path:
@@ -54,9 +52,8 @@ def locate(source: Source, where: str) -> Path:
     try:
         return Path(snapshot_download(source.model, revision=source.revision, allow_patterns=_HUB_FILES))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{where}: {source} is no folder here and cannot be fetched from the Hub ({reason}); "
+            f"{where}: {source} is no folder here and cannot be fetched from the Hub ({first_line(error)}); "
             "check the name, or download it first and give its folder"
         ) from error
 
@@ -282,5 +279,3 @@ def some(names: list[str]) -> str:
     """The first few of many names."""
     shown = ", ".join(names[:3])
     return shown + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")
-
-

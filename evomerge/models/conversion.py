@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from evomerge.models.tensor_names import Shapes
-
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.loading import Skeleton, empty_model, loading
 from evomerge.models.overlays import LazyTensor
 from evomerge.models.source import Source
+from evomerge.models.tensor_names import Shapes
 
 # --- one input ---------------------------------------------------------------------------------------------
 

@@ -10,8 +10,6 @@ A made input is known by the hash of all that goes into it, so the hash is there
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,6 +19,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import CheckpointError
+from evomerge.files.hashing import digest_of_json
 from evomerge.models import adapters, checkpoints, overlays, vocabulary
 from evomerge.models.adapters import Adapter
 from evomerge.models.checkpoints import Checkpoint
@@ -77,7 +76,7 @@ def _describe(model: Input, base: Input, frame: Skeleton) -> None:
 
 
 def _hash(*content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest_of_json(content)
 
 
 # --- all inputs of an experiment ---------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from evomerge.errors import CheckpointError, StudyError
+from evomerge.errors import CheckpointError
+from evomerge.files.writing import replacing, saving
 from evomerge.models.checkpoints import CODES, is_finite
 
-# --- overlays ----------------------------------------------------------------------------------------------
+_ADVICE = "it holds converted weights"  # where the disk does not take an overlay
 
 
 @dataclass(frozen=True)
@@ -67,40 +67,25 @@ def write_overlay(path: Path, made: Mapping[str, LazyTensor], where: str) -> Non
         header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
     digest = hashlib.sha256()
-    try:
-        with _writing(path), aside.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                tensor = made[name].make()
-                if not is_finite(tensor):
-                    raise CheckpointError(f"{where}: {name} is not finite once it is made for the base's model")
-                data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-                digest.update(data)
-                file.write(data)
-            file.seek(8 + text.index(b"0" * 64))
-            file.write(digest.hexdigest().encode())
-            aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise StudyError(
-            f"{path} cannot be written: {error.strerror or error}; it holds converted weights"
-        ) from error
+    with saving(path, _ADVICE), replacing(path) as aside, aside.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            tensor = made[name].make()
+            if not is_finite(tensor):
+                raise CheckpointError(f"{where}: {name} is not finite once it is made for the base's model")
+            data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+            digest.update(data)
+            file.write(data)
+        file.seek(8 + text.index(b"0" * 64))
+        file.write(digest.hexdigest().encode())
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Holds a file's lock, so that of several workers one makes it."""
-    with _writing(path):
+    with saving(path, _ADVICE):
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_suffix(".lock").open("w")
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

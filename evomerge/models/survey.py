@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from evomerge.errors import CheckpointError
 from evomerge.models import tensor_names
 from evomerge.models.family import Inputs
-from evomerge.models.source import Dtype, Source, Vocabulary
+from evomerge.models.source import DTYPES, Dtype, Source, Vocabulary
 
 Progress = Callable[[str], None]
 
@@ -68,12 +68,12 @@ def survey_models(
             )
         hashed[name] = source.model_copy(update={"sha256": found.sha256(name)})
     chosen = found.dtype if dtype == "auto" else dtype
-    if chosen not in ("float32", "bfloat16", "float16"):
+    if chosen not in DTYPES:
         raise CheckpointError(f"base: {base} is {chosen}; give dtype: float32, bfloat16 or float16")
     return Survey(
         base=hashed[""],
         experts={name: hashed[name] for name in experts},
-        dtype=chosen,  # type: ignore[arg-type]
+        dtype=chosen,
         layers=tensor_names.layer_count(tensor_names.places(found.shapes)),
         parameters=sum(math.prod(shape) for shape in found.shapes.values()),
         largest=max(math.prod(shape) for shape in found.shapes.values()),

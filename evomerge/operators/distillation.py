@@ -120,7 +120,7 @@ def reach(options: Options, config: Any) -> int | None:
 
 
 def estimate(options: Options, parameters: int) -> Cost:
-    """A forecast from the usual shape of a transformer: 128 times as wide as it has layers, seven matrices in each."""
+    """A forecast from the usual shape of a transformer: 128 times as wide as deep, seven matrices a layer."""
     length, steps = options.length or _LENGTH, options.steps
     tokens = steps * _rows_a_step(options) * len(options.data) * length
     if options.tokens is not None:

@@ -23,20 +23,22 @@ patterns (`*q_proj*`; the first that matches wins, then the module group, then `
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from evomerge import plugins
 from evomerge.errors import CandidateError
+from evomerge.files.hashing import digest_of_json
 from evomerge.files.schema import Strict
 from evomerge.models.source import Dtype, Source, SourceField, Vocabulary
 from evomerge.models.tensor_names import Place, is_pattern, key_of
 from evomerge.recipes.canonical import ANY, Table, at_place, normalized
+
+# Whether recipes are built by fused, compiled passes. It changes the speed and no bit, and is in no recipe.
+Compile = Literal["auto", "always", "never"]
 
 
 class Corpus(Strict):
@@ -114,8 +116,7 @@ class Recipe(Strict):
         if isinstance(self.method, dict):
             content["method"] = list(self.method.items())
         content["operators"] = _by_content(content["operators"])
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of_json(content, separators=(",", ":"), allow_nan=False)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Recipe:
         """As pydantic's, but without the original's hash, which pydantic would copy along."""

@@ -275,10 +275,8 @@ def certify_winner(plan: Plan, winner: Recipe, progress: Progress = lambda text:
         certificate = certify(plan, winner, pool)
     finally:
         pool.close()
-    path = plan.folder / CERTIFICATE
-    with writing.saving(path):
-        text = json.dumps({"recipe": winner.sha256, **as_json(certificate)}, indent=2)
-        path.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({"recipe": winner.sha256, **as_json(certificate)}, indent=2)
+    writing.write_text(plan.folder / CERTIFICATE, text + "\n")
     return certificate
 
 

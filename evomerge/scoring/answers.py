@@ -6,10 +6,8 @@ stands under a digest of its request, which covers all that the model is shown.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -17,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from evomerge.files.writing import replacing
 
 DIGEST = 16  # bytes of a request's digest
 
@@ -114,15 +114,11 @@ class Answers:
         self._changed = False
         if self._path is None:
             return
-        aside = self._path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(self._packed())
-            os.replace(aside, self._path)
+            with replacing(self._path) as aside:
+                aside.write_bytes(self._packed())
         except OSError:
             # Whoever keeps results of value meets the same disk and says so; its room is better left to them.
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
             self._path = None
         self._saved = time.monotonic()
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evomerge.files.hashing import digest_of_json
 from evomerge.scoring.answers import DIGEST, Answer, Answers
 from evomerge.scoring.encoder import Encoder
 from evomerge.scoring.forward import attention, head
@@ -147,7 +148,7 @@ def _salt(model: Any) -> bytes:
     generation = getattr(model, "generation_config", None)
     ways = {} if generation is None else generation.to_diff_dict()
     ways = {name: value for name, value in ways.items() if name not in _NAMES}
-    return hashlib.sha256(json.dumps([config, ways], sort_keys=True, default=str).encode()).digest()
+    return bytes.fromhex(digest_of_json([config, ways], default=str))
 
 
 def _digest(salt: bytes, request: LikelihoodRequest | GenerationRequest) -> bytes:

@@ -6,13 +6,12 @@ candidate a failure, never a score.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from evomerge.files.hashing import digest_of_json
 from evomerge.files.schema import Strict
 from evomerge.scoring import TaskSpec
 
@@ -79,7 +78,7 @@ class Fitness(Strict):
     def digest(self) -> str:
         """A hash of all that decides a candidate's value: the searched entries and how they are prompted."""
         content = self.model_dump(mode="json", exclude={"include", "holdout"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return digest_of_json(content)[:16]
 
     def specs(self, entries: Sequence[Entry]) -> tuple[TaskSpec, ...]:
         """The tasks of some of this file's entries, with the file's defaults filled in."""

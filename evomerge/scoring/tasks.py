@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from evomerge.errors import ConfigError, EvomergeError, one_line
+from evomerge.files.hashing import digest_of_json
 from evomerge.scoring.quiet import FEWSHOT_SEED, building, quiet, seeded
 
 _NAMED = re.compile(r"""^(?:task|group|tag): *["']?([\w.+-]+)""", re.MULTILINE)
@@ -304,7 +303,7 @@ def _digest(task: Task, record: Any) -> str:
     """The sha256 of a document's own question and answers, without few-shot examples and chat template."""
     has_choices = task.get_config("doc_to_choice") is not None
     answers = sorted(map(str, task.doc_to_choice(record))) if has_choices else [str(task.doc_to_target(record))]
-    return hashlib.sha256(json.dumps([_question(task, record), *answers]).encode()).hexdigest()
+    return digest_of_json([_question(task, record), *answers])
 
 
 def _question(task: Task, record: Any) -> str:

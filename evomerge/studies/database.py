@@ -24,7 +24,7 @@ from sqlalchemy import column, table
 from sqlalchemy.exc import SQLAlchemyError
 
 from evomerge.errors import StudyError
-from evomerge.files.writing import saving
+from evomerge.files.writing import write_text
 from evomerge.studies.folder import DATABASE, EXPERIMENT, IN_SQLITE, SQLITE_URL, STORAGE_NAME
 from evomerge.studies.optuna_log import STUDY_NAME, in_order, open_study, undamaged
 from evomerge.studies.trials import Trial
@@ -77,10 +77,7 @@ class Database:
         with self._answering(_OPENED):
             study = open_study(RDBStorage(url, options), name or self._new_name(), objectives)
         if not self._inside and not name:
-            with saving(self.mark):
-                aside = self.mark.with_suffix(".tmp")
-                aside.write_text(f"{study.study_name}\n", encoding="utf-8")
-                aside.replace(self.mark)
+            write_text(self.mark, f"{study.study_name}\n")
         return study
 
     def trials(self, study: optuna.Study | None) -> list[Trial]:

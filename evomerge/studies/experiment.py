@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +12,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from evomerge import plugins
 from evomerge.errors import ConfigError, suggest
 from evomerge.files import shipped, yaml
+from evomerge.files.hashing import digest_of_json
 from evomerge.files.schema import Strict, faults_of
-from evomerge.merging.merger import Compile
 from evomerge.models.source import Dtype, SourceField, Vocabulary, relocate
 from evomerge.recipes.canonical import name_faults
+from evomerge.recipes.recipe import Compile
 from evomerge.scoring.fitness import Fitness
 from evomerge.searching.documents import Fidelity
 from evomerge.searching.spaces.genes import Genome
@@ -127,7 +126,7 @@ class Experiment(Strict):
     def course(self) -> str:
         """A hash of what decides, besides fitness and space, which candidates a search looks at."""
         content = self.model_dump(mode="json", include={"sampler", "fidelity", "mode"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return digest_of_json(content)[:16]
 
     @model_validator(mode="after")
     def _known_names(self) -> Experiment:

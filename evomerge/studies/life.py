@@ -24,8 +24,7 @@ def create(experiment: Experiment) -> Path:
             f"{folder} holds a study already: continue it with `evomerge resume {folder}`, "
             "or give another folder under `study`"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StudyError(f"study: {folder} is not an empty folder; give another one")
+    writing.refuse_existing(folder, f"study: {folder} is not an empty folder; give another one")
     with writing.saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
     keep_experiment(experiment, folder)
@@ -33,10 +32,7 @@ def create(experiment: Experiment) -> Path:
 
 
 def keep_experiment(experiment: Experiment, folder: Path) -> None:
-    with writing.saving(folder):
-        aside = folder / f"{EXPERIMENT}.tmp"
-        aside.write_text(experiment_to_yaml(experiment), encoding="utf-8")
-        aside.replace(folder / EXPERIMENT)
+    writing.write_text(folder / EXPERIMENT, experiment_to_yaml(experiment))
 
 
 def abandon(folder: Path) -> None:

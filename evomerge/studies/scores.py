@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.files.writing import saving
+from evomerge.files.writing import replacing, saving
 from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.objective import Measured
 from evomerge.studies.candidates.workbench import Score
@@ -41,12 +41,8 @@ def write_score(folder: Path, recipe: str, fitness: str, score: Score) -> None:
     }
     arrays["about"] = np.frombuffer(json.dumps(rest).encode(), dtype=np.uint8)
     path = _score_path(folder, recipe)
-    with saving(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        with aside.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        aside.replace(path)
+    with saving(path), replacing(path) as aside, aside.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_score(folder: Path, recipe: str, fitness: str) -> Score | None:

@@ -40,7 +40,6 @@ from evomerge.studies import check, experiment, life, study, trials
 from evomerge.studies.candidates import score_model, workbench
 from evomerge.studies.candidates.workbench import Setup, Workbench
 from evomerge.studies.plan import Plan, make_plan, recipe_of
-
 from tests.helpers.family import experiment_mapping, make_tokenizer
 from tests.helpers.studies import Silent
 

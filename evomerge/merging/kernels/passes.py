@@ -20,6 +20,7 @@ import torch._inductor
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from evomerge.errors import first_line
 from evomerge.merging.kernels import tables
 from evomerge.merging.kernels.arguments import Arguments, Layout, Scalars, arguments, named_scalars
 
@@ -234,8 +235,9 @@ def _or_eager(compiled: Pass, eager: Pass) -> Pass:
 
 def _give_up(device: str, error: Exception) -> None:
     _broken_compilers.add(device)
-    reason = str(error).split("\n", 1)[0]
-    warnings.warn(f"merging without a compiler, slower but with the same bits: {reason}", stacklevel=4)
+    warnings.warn(
+        f"merging without a compiler, slower but with the same bits: {first_line(error)}", stacklevel=4
+    )
 
 
 def _shape(out: Tensor, along: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import ConfigError
+from evomerge.files.hashing import digest_of_json
 
 SUFFIXES = (".txt", ".jsonl")
 
@@ -149,8 +150,7 @@ def digest(rows: Sequence[Row]) -> str:
 
 def entropy(*key: Any) -> int:
     """A number of 63 bits drawn from a key, the same on every machine."""
-    text = json.dumps(key, sort_keys=True, default=str)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+    return int(digest_of_json(key, default=str)[:16], 16) >> 1
 
 
 def _text(line: str, path: Path, number: int) -> Text:

@@ -6,8 +6,6 @@ k likeliest tokens of each position; what the others have together is one more t
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from evomerge.errors import CandidateError
 from evomerge.files import hashed_tensors
+from evomerge.files.hashing import digest_of_json
 from evomerge.operators.training import forward, losses
 from evomerge.operators.training.corpus import Row, digest
 from evomerge.operators.training.loop import Sample
@@ -162,7 +161,7 @@ def key(teacher: str, rows: Sequence[Row], **settings: Any) -> str:
         "threads": torch.get_num_threads(),
         **settings,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    return digest_of_json(content)[:32]
 
 
 def _answer(teacher: Teacher, rows: Sequence[Row], setting: Setting) -> tuple[Tensor, Tensor]:

@@ -139,10 +139,8 @@ def _write(
     watch: Watch = unwatched,
 ) -> Path:
     out = out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StudyError(f"{out} exists already; give another folder, or remove it first")
-    aside = out.parent / f".{out.name}.writing"
-    shutil.rmtree(aside, ignore_errors=True)
+    writing.refuse_existing(out)
+    aside = writing.folder_aside(out)
     progress("merging")
     setup = Setup(
         base=survey.base,

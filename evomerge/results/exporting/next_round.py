@@ -67,8 +67,7 @@ def promote(plan: Plan, trial: Trial, folder: Path, progress: Progress) -> Path:
         experiment = experiment.model_copy(update={"base": experiment.base.model_copy(update={"sha256": None})})
     changes = {"experts": experts, "study": str((folder / STUDY).resolve()), "starts": ()}
     path = folder / EXPERIMENT
-    with writing.saving(path):
-        path.write_text(experiment_to_yaml(experiment.model_copy(update=changes)), encoding="utf-8")
+    writing.write_text(path, experiment_to_yaml(experiment.model_copy(update=changes)))
     return path
 
 

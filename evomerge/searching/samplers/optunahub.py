@@ -16,7 +16,7 @@ from typing import Any
 from optuna.samplers import BaseSampler
 from pydantic import Field
 
-from evomerge.errors import ConfigError, suggest
+from evomerge.errors import ConfigError, named_first_line, suggest
 from evomerge.files.schema import Strict
 from evomerge.searching.samplers import Problem
 from evomerge.searching.samplers._alone import alone
@@ -81,7 +81,7 @@ def _package(options: Options) -> ModuleType:
     except ModuleNotFoundError as error:
         raise _refusal(options, f"needs the Python package {error.name}: install it") from error
     except Exception as error:  # the package's own code runs here, and what it raises is anyone's guess
-        raise _refusal(options, f"cannot be loaded ({_line(error)}). {_cure(options)}") from error
+        raise _refusal(options, f"cannot be loaded ({named_first_line(error)}). {_cure(options)}") from error
 
 
 def _cure(options: Options) -> str:
@@ -91,11 +91,6 @@ def _cure(options: Options) -> str:
         "Check its name on https://hub.optuna.org and the network, or copy the package to a folder and name that "
         "as `registry`"
     )
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 def _kind(package: ModuleType, options: Options) -> Any:

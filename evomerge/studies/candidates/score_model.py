@@ -11,7 +11,7 @@ from evomerge.errors import ConfigError
 from evomerge.files import hashing
 from evomerge.models.family import Inputs
 from evomerge.models.loading import load_model, load_tokenizer
-from evomerge.models.source import Source, parse_source
+from evomerge.models.source import DTYPES, Source, parse_source
 from evomerge.scoring.fitness import Entry, Fitness
 from evomerge.scoring.objective import measure, open_scorer
 
@@ -30,7 +30,7 @@ def score_model(
     folder = found.folder
     if dtype == "auto":
         dtype = found.dtype
-    if dtype not in ("float32", "bfloat16", "float16"):
+    if dtype not in DTYPES:
         raise ConfigError("--dtype", [f"is {dtype!r}; give auto, float32, bfloat16 or float16"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":

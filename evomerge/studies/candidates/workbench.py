@@ -16,14 +16,14 @@ from evomerge import operators
 from evomerge.errors import CandidateError, first_line
 from evomerge.merging import merger
 from evomerge.merging.gradients import Tables
-from evomerge.merging.merger import Compile, Merger
+from evomerge.merging.merger import Merger
 from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.family import Inputs
 from evomerge.models.loading import load_model, quiet
 from evomerge.models.source import Dtype, Source, Vocabulary
 from evomerge.models.survey import Progress
 from evomerge.operators import Context, Watch, unwatched
-from evomerge.recipes.recipe import OperatorStep, Recipe, parent_recipe
+from evomerge.recipes.recipe import Compile, OperatorStep, Recipe, parent_recipe
 from evomerge.scoring import Report
 from evomerge.scoring.answers import Answers
 from evomerge.scoring.fitness import Entry, Fitness

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from evomerge.errors import CandidateError
+from evomerge.errors import CandidateError, named_first_line
 from evomerge.merging.gradients import Tables
 from evomerge.recipes.recipe import Recipe
 from evomerge.studies.candidates.workbench import Score, Workbench
@@ -67,8 +67,7 @@ def evaluate(workbench: Workbench, job: Job) -> Outcome:
     except CandidateError as error:
         return Outcome(job.key, reason=str(error))
     except Exception as error:
-        first = str(error).strip().split("\n", 1)[0]
-        return Outcome(job.key, reason=f"{type(error).__name__}: {first}")
+        return Outcome(job.key, reason=named_first_line(error))
 
 
 def _slope(
