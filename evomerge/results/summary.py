@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evomerge import operators
 from evomerge.results import fronts, warnings
 from evomerge.results.truncation import truncation_warnings
 from evomerge.studies import life, scores, second_phase
@@ -131,9 +132,8 @@ def _expected(plan: Plan) -> str:
     """What the second phase takes for each of its candidates, roughly."""
     found = []
     for operator in plan.training:
-        cost = operator.module.estimate(
-            operator.module.Options.model_validate(operator.options), plan.survey.parameters
-        )
+        module = operators.load(operator.name)
+        cost = module.estimate(module.Options.model_validate(operator.options), plan.survey.parameters)
         found.append(
             f"{operator.name}: at most {cost.steps} steps of {cost.tokens:,} tokens, {_size(cost.peak_bytes)} of "
             f"memory beside activations, {_size(cost.disk_bytes)} on disk"

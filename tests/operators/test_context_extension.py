@@ -35,7 +35,7 @@ from transformers import (
 from evomerge.errors import CandidateError
 from evomerge.files import schema
 from evomerge.models import rope
-from evomerge.operators import Context
+from evomerge.operators import Context, _rope_factors
 from evomerge.operators import context_extension as extension
 from evomerge.operators.context_extension import Options
 
@@ -431,7 +431,7 @@ def test_no_betas_fail_and_the_ramp_is_that_of_transformers(
     found = model.model.rotary_emb.inv_freq.double().numpy()
     plain = theta ** -(np.arange(0, 16, 2) / 16)
     low, high = sorted((fast, slow))
-    share = extension.ramp(low, high, original, theta, 16)
+    share = _rope_factors.ramp(low, high, original, theta, 16)
     assert ((share >= 0) & (share <= 1) & (np.diff(share, prepend=0) >= 0)).all()
     np.testing.assert_allclose(found, plain * (1 - share + share / record["factor"]), rtol=1e-5)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from evomerge import plugins
+from evomerge import operators
 from evomerge.errors import CandidateError, first_line
 from evomerge.merging.gradients import Tables
 from evomerge.merging.merger import Merger
@@ -213,7 +213,7 @@ class Workbench:
         records = {}
         models = {**recipe.experts, "base": recipe.base}
         for position, step in enumerate(recipe.operators):
-            operator = plugins.load("operators", step.name)
+            operator = operators.load(step.name)
             context = Context(
                 seed=int(recipe_until(recipe, position).sha256[:12], 16) + position,
                 tokenizer=self.tokenizer,
