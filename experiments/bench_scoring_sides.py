@@ -17,9 +17,10 @@ from bench_scoring_models import Subject
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from evomerge.scoring import Report, Scorer, TaskSpec
 from evomerge.scoring.forward import head
 from evomerge.scoring.quiet import quiet
+from evomerge.scoring.reports import Report, TaskSpec
+from evomerge.scoring.scorer import Scorer
 
 Answers = dict[int, dict[int, Any]]
 

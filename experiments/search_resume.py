@@ -13,8 +13,8 @@ import numpy as np
 import yaml
 from search_models import _Silent, _tiny
 
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.objective import Measured
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.studies import experiment, life, study
 from evomerge.studies.candidates.workbench import Score
 from evomerge.studies.plan import make_plan

@@ -21,8 +21,8 @@ from evomerge.errors import CandidateError, ConfigError
 from evomerge.files import writing
 from evomerge.models.survey import Progress
 from evomerge.recipes.recipe import FRAME, Recipe, parent_recipe
-from evomerge.scoring import Report
 from evomerge.scoring.fitness import Entry
+from evomerge.scoring.reports import Report
 from evomerge.studies import journal
 from evomerge.studies.candidates.operating import trains
 from evomerge.studies.candidates.workbench import Score

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from evomerge.files.schema import Strict
-from evomerge.scoring import TaskSpec
+from evomerge.scoring.reports import TaskSpec
 
 
 class Entry(Strict):

@@ -14,8 +14,9 @@ import numpy as np
 from lm_eval.api.metrics import bits_per_byte, mean, weighted_perplexity
 
 from evomerge.errors import CandidateError, one_line
+from evomerge.scoring.reports import TaskScore
 from evomerge.scoring.smooth_metrics import Response, is_weighted, smooth
-from evomerge.scoring.tasks import BuiltTask, Document, TaskScore
+from evomerge.scoring.tasks import BuiltTask, Document
 
 # Of one document alone these mean something, unlike lm-eval's other aggregations of what is no plain number.
 _WEIGHTED = (weighted_perplexity, bits_per_byte)

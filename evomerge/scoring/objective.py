@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from evomerge.errors import CandidateError, ConfigError, suggest
-from evomerge.scoring import Report, Scorer, TaskScore
 from evomerge.scoring.backward import Backward
 from evomerge.scoring.fitness import Entry, Fitness
+from evomerge.scoring.reports import Report, TaskScore
+from evomerge.scoring.scorer import Scorer
 
 
 def open_scorer(

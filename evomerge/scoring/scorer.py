@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,8 +18,9 @@ from evomerge.scoring.engine import Answered, Engine
 from evomerge.scoring.forward.requests import GenerationRequest, LikelihoodRequest
 from evomerge.scoring.metrics import Metrics
 from evomerge.scoring.quiet import quiet, seeded
+from evomerge.scoring.reports import Report, TaskSpec
 from evomerge.scoring.smooth_metrics import Response
-from evomerge.scoring.tasks import TaskScore, TaskSpec, build_tasks
+from evomerge.scoring.tasks import build_tasks
 
 _ALONE = "it cannot be told which token sees which; each prompt is forwarded by itself, which is slower"
 
@@ -43,23 +43,6 @@ class _Answer(NamedTuple):
     response: Response
     finite: bool
     finished: bool
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one call of `score` found.
-
-    tasks: task -> its score.
-    tokens: tokens forwarded, prompts and generated ones, without padding. padding: padding tokens besides.
-    truncated: task -> generated answers that reached their greatest length before a stop string or end of text.
-    cut_prompts: task -> documents of which some prompt lost its left end to the model's maximum length.
-    """
-
-    tasks: dict[str, TaskScore]
-    tokens: int
-    padding: int
-    truncated: dict[str, int]
-    cut_prompts: dict[str, int]
 
 
 class Scorer:

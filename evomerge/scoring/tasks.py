@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
-import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.api.utils import maybe_delimit
@@ -23,43 +22,11 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from evomerge.errors import ConfigError, EvomergeError, one_line
 from evomerge.scoring.quiet import FEWSHOT_SEED, building, quiet, seeded
+from evomerge.scoring.reports import TaskSpec
 
 _NAMED = re.compile(r"""^(?:task|group|tag): *["']?([\w.+-]+)""", re.MULTILINE)
 
 ANSWERED = ("loglikelihood", "loglikelihood_rolling", "generate_until")
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """One task of a fitness file.
-
-    task: an lm-eval task, group or tag; a group or tag stands for all its tasks.
-    num_fewshot: examples in the prompt; None leaves the task's own number (a task that fixes 0 keeps it).
-    limit: only the first `limit` documents, as lm-eval counts them.
-    reference: also forward the reference answers of generate_until tasks, each after its prompt, for the smooth
-        metric `loglikelihood`. Other tasks take no notice.
-    """
-
-    task: str
-    num_fewshot: int | None = None
-    limit: int | None = None
-    reference: bool = False
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """The results of one task, document by document.
-
-    documents: (n,) int64, document ids, ascending.
-    metrics: metric -> (n,) float64, as lm-eval's `process_results` gives them, and the smooth metrics. Of a
-        metric that weighs its documents (a perplexity), its aggregation of each document alone; NaN where a
-        document has no weight.
-    aggregates: metric -> lm-eval's own aggregation over these documents (the mean for smooth metrics).
-    """
-
-    documents: np.ndarray
-    metrics: dict[str, np.ndarray]
-    aggregates: dict[str, float]
 
 
 @dataclass(frozen=True)

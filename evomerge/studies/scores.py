@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from evomerge.files.writing import saving
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.objective import Measured
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.studies.candidates.workbench import Score
 from evomerge.studies.folder import DOCUMENTS
 

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from evomerge.results import certificate, tables
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.fitness import Entry
 from evomerge.scoring.objective import measure
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.searching.spaces import decoding, genes
 from evomerge.studies import experiment
 from evomerge.studies.candidates.workbench import Score

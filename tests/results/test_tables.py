@@ -9,9 +9,9 @@ import numpy as np
 from rich.console import Console
 
 from evomerge.results import summary, tables
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.fitness import Entry, Fitness
 from evomerge.scoring.objective import Measured
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.searching.spaces.space import SearchSpace
 from evomerge.studies import scores
 from evomerge.studies.candidates.workbench import Score

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from evomerge.errors import CandidateError, ConfigError
-from evomerge.scoring import Scorer, TaskSpec
 from evomerge.scoring.backward import STAND_IN, choice_metric
 from evomerge.scoring.forward import differentiable, head
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 from evomerge.scoring.smooth_metrics import choice_metrics
 from tests.helpers.tiny_models import CONFIGS, short_of_memory
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from evomerge.errors import CandidateError
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.fitness import Entry
 from evomerge.scoring.objective import measure
+from evomerge.scoring.reports import Report, TaskScore
 
 
 def report(**tasks: tuple[int, dict[str, float]]) -> Report:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from evomerge.scoring import Scorer, TaskSpec
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 from tests.helpers.builtin_tasks import BUILT_IN
 from tests.helpers.parity import assert_equal_to_stock
 

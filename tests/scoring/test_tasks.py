@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from evomerge.errors import ConfigError
-from evomerge.scoring import Scorer, TaskSpec, tasks
+from evomerge.scoring import tasks
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 
 
 @pytest.fixture

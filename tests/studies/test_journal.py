@@ -14,8 +14,8 @@ import pytest
 
 from evomerge.errors import StudyError
 from evomerge.files import writing
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.objective import Measured
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.searching.spaces.genes import Coordinate
 from evomerge.studies import scores
 from evomerge.studies.candidates.workbench import Score

@@ -24,7 +24,6 @@ from evomerge.models.source import Dtype, Source, Vocabulary
 from evomerge.models.survey import Progress
 from evomerge.operators import Context, Watch, unwatched
 from evomerge.recipes.recipe import OperatorStep, Recipe, parent_recipe
-from evomerge.scoring import Report
 from evomerge.scoring.answers import Answers
 from evomerge.scoring.fitness import Entry, Fitness
 from evomerge.scoring.objective import (
@@ -36,6 +35,7 @@ from evomerge.scoring.objective import (
     measured_from_documents,
     open_scorer,
 )
+from evomerge.scoring.reports import Report
 from evomerge.studies.candidates.operating import delta_file, recipe_until, trains
 
 _DELTAS = "deltas"  # the folder of what training operators leave, in the cache

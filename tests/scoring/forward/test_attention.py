@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from evomerge.scoring import Scorer, TaskSpec
 from evomerge.scoring.forward import attention
 from evomerge.scoring.forward.prefixes import Cost, plan_passes
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 from tests.helpers.tiny_models import ROWS, TREES, plain_logprobs
 
 WINDOWS = ("gemma2", "gemma3", "mistral", "qwen2_window")

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from evomerge.errors import CandidateError
-from evomerge.scoring import Scorer, TaskSpec
 from evomerge.scoring.answers import Answers
 from evomerge.scoring.forward import attention, packed
 from evomerge.scoring.forward.budgets import LONG
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 from tests.helpers.tiny_models import plain_logprobs, short_of_memory
 
 SPECS = [TaskSpec("mc_letters"), TaskSpec("mc_prefixes"), TaskSpec("ll_target"), TaskSpec("gen_numbers")]
