@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import CandidateError, ConfigError
-from evomerge.scoring.forward import attention, differentiable, head
-from evomerge.scoring.forward.attention import as_tensor
+from evomerge.models.checkpointing import checkpointed
+from evomerge.scoring.forward import admission, differentiable, head
 from evomerge.scoring.forward.budgets import Budget
 from evomerge.scoring.forward.requests import LikelihoodRequest
+from evomerge.scoring.forward.walk import as_tensor
 from evomerge.scoring.smooth_metrics import ROLLING_METRICS, golds, smooth
 from evomerge.scoring.tasks import BuiltTask
 
@@ -143,7 +144,7 @@ class Ascent:
         self._full_forward = full_forward
         self._budget = Budget(batch_tokens or (_CPU_TOKENS if model.device.type == "cpu" else _DEVICE_TOKENS))
         self._finish = head.finisher(model.config)
-        self._padded = not attention.looks_at_length(model)
+        self._padded = not admission.looks_at_length(model)
         self._objectives: dict[tuple[str, str], Objective] = {}
 
     def run(
@@ -162,7 +163,7 @@ class Ascent:
         found: dict[tuple[str, int], float] = {}
         left = [(name, at) for name, ids in documents.items() for at in ids]
         tokens = 0
-        with differentiable.checkpointed(self._model), torch.enable_grad():
+        with checkpointed(self._model), torch.enable_grad():
             while left:
                 size = 0
                 for batch in self._batches(left, objectives):

@@ -14,7 +14,7 @@ import torch
 
 from evomerge.scoring.answers import DIGEST, Answer, Answers
 from evomerge.scoring.encoder import Encoder
-from evomerge.scoring.forward import attention, head
+from evomerge.scoring.forward import admission, head
 from evomerge.scoring.forward.budgets import Budget
 from evomerge.scoring.forward.packed import Packed
 from evomerge.scoring.forward.requests import GenerationRequest, LikelihoodRequest
@@ -61,7 +61,7 @@ class Engine:
         rows = [len(one.row) for one in likelihoods]
         longest = max([*rows, *(len(one.prompt) + one.max_tokens for one in generations)], default=0)
         shortcut = longest > 0 and head.shortcut_holds(model, head.finisher(model.config))
-        masks = attention.find(model, longest) if shortcut else None
+        masks = admission.find_masks(model, longest) if shortcut else None
         self._packed = Packed(model, likelihoods, self._budgets[0], masks, shortcut=shortcut)
         self._generator = Generator(model, encoder, generations, self._budgets, masks)
         self.shared = masks is not None

@@ -18,9 +18,9 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from evomerge.errors import CandidateError, one_line
 from evomerge.scoring.encoder import Encoder
-from evomerge.scoring.forward.attention import Attention
 from evomerge.scoring.forward.budgets import Budget, Recent
 from evomerge.scoring.forward.decode import Decoder, Reading, prepare
+from evomerge.scoring.forward.masks import TreeMasks
 from evomerge.scoring.forward.requests import GenerationRequest
 
 # Keywords that change nothing unless answers are sampled.
@@ -152,7 +152,7 @@ class Generator:
         encoder: Encoder,
         requests: Sequence[GenerationRequest],
         budgets: tuple[Budget, Budget],
-        masks: Attention | None,
+        masks: TreeMasks | None,
     ) -> None:
         self._model = model
         self._encoder = encoder
