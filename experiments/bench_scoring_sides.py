@@ -193,8 +193,8 @@ class Ours:
 
     def rows(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
         """Token ids of log-likelihood requests' rows, as lm-eval forwards them; and of prompts to continue."""
-        scorer: Any = self.scorer
-        return [request.row for request in scorer._likelihoods], [one.prompt for one in scorer._generations]
+        requests = self.scorer.requests
+        return [one.row for one in requests.likelihoods], [one.prompt for one in requests.generations]
 
     def answers(self, task: str) -> list[Any]:
         """What the latest call answered to the first request of each document."""

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from evomerge.errors import CandidateError, ConfigError
-from evomerge.scoring.backward import STAND_IN, choice_metric
 from evomerge.scoring.forward import differentiable, head
 from evomerge.scoring.reports import TaskSpec
 from evomerge.scoring.scorer import Scorer
+from evomerge.scoring.sloped_metrics import STAND_IN, choice_metric
 from evomerge.scoring.smooth_metrics import choice_metrics
 from tests.helpers.tiny_models import CONFIGS, short_of_memory
 
@@ -78,9 +78,9 @@ def plain(model, scorer, terms, documents):
         built = scorer._tasks[task]
         for at in documents[task]:
             sums = []
-            for slot in scorer._slots[task][at]:
+            for slot in scorer.requests.slots[task][at]:
                 for number in slot.numbers:
-                    one = scorer._likelihoods[number]
+                    one = scorer.requests.likelihoods[number]
                     logits = model(input_ids=torch.tensor([one.row]), use_cache=False).logits[0, -len(one.answer) :]
                     logprobs = logits.float().log_softmax(-1)
                     sums.append(logprobs.gather(1, torch.tensor(one.answer)[:, None]).sum())
@@ -200,7 +200,7 @@ def test_micro_batches_change_nothing_but_the_last_digits(make, family):
 def test_rows_that_are_equal_are_forwarded_once(make):
     model, scorer = make(["mc_letters"])
     found = scorer.backward({"mc_letters": [0]}, {"mc_letters": ("acc", 1.0)})
-    rows = {scorer._likelihoods[slot.numbers[0]].row for slot in scorer._slots["mc_letters"][0]}
+    rows = {scorer.requests.likelihoods[slot.numbers[0]].row for slot in scorer.requests.slots["mc_letters"][0]}
     assert len(rows) == 1  # its choices are single tokens
     assert found.tokens == len(next(iter(rows)))
     assert gradients(model)

@@ -50,7 +50,7 @@ def test_lm_evals_own_tasks_equal_stock_lm_eval(
     scorer = Scorer(model, tokenizer, [TaskSpec(name) for name in BUILT_IN], include=scoring_builtin_tasks)
     stock = scoring_stock(model, tokenizer, BUILT_IN, scoring_builtin_tasks)
     assert_equal_to_stock(scorer, scorer.score(), stock)
-    windows = [len(slot.numbers) for (slot,) in scorer._slots["wikitext"]]
+    windows = [len(slot.numbers) for (slot,) in scorer.requests.slots["wikitext"]]
     assert windows[0] == int(bos)
     assert windows[-1] > 3
 

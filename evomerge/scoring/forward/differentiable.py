@@ -1,4 +1,4 @@
-"""Log-probabilities that a backward pass can follow, in little memory.
+"""Log-probabilities of answers that a backward pass can follow, in little memory.
 
 The head's gradient is streamed over the vocabulary as its log-probabilities are: nothing is as large as (positions,
 vocabulary) in either direction.
@@ -6,13 +6,81 @@ vocabulary) in either direction.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.scoring.forward import head
+from evomerge.scoring.forward import admission, head
 from evomerge.scoring.forward.head import Finish
+from evomerge.scoring.forward.requests import LikelihoodRequest
+from evomerge.scoring.forward.walk import as_tensor
+
+
+class AnswerSums:
+    """The summed log-probabilities of answers, with gradients of all of the model's parameters.
+
+    Args:
+        full_forward: whether whole logits must be computed, see `Scorer`.
+    """
+
+    def __init__(self, model: Any, *, full_forward: bool) -> None:
+        self._model, self._full_forward = model, full_forward
+        self._finish = head.finisher(model.config)
+        self._padded = not admission.looks_at_length(model)
+
+    def __call__(self, requests: Sequence[LikelihoodRequest], rows: Mapping[tuple[int, ...], int]) -> Tensor:
+        """The summed log-probability of each request's answer, (n,) float64.
+
+        Args:
+            rows: the distinct rows of the requests -> their numbers, from 0.
+        """
+        device = self._model.device
+        if not rows:
+            return torch.zeros(len(requests), dtype=torch.float64, device=device)
+        outputs, ends = self._outputs(list(rows))
+        scored = [ends[rows[one.row]] - len(one.answer) + k for one in requests for k in range(len(one.answer))]
+        places, where = np.unique(scored, return_inverse=True)
+        hidden = outputs[as_tensor(places, device)]
+        tokens = as_tensor([token for one in requests for token in one.answer], device)
+        owner = as_tensor(np.repeat(np.arange(len(requests)), [len(one.answer) for one in requests]), device)
+        summed = self._logprobs(hidden, as_tensor(where, device), tokens).double()
+        return torch.zeros(len(requests), dtype=torch.float64, device=device).index_add(0, owner, summed)
+
+    def _outputs(self, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, dict[int, int]]:
+        """The outputs at all positions of some rows, (positions, d), and row -> the position after its last."""
+        # Right padding is behind all that is scored, where no causal model sees it.
+        by_length = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+        alike = groupby(by_length, lambda row: 0 if self._padded else len(rows[row]))
+        ends: dict[int, int] = {}
+        outputs, before = [], 0
+        for group in (list(rows_alike) for _, rows_alike in alike):
+            width = len(rows[group[0]])
+            padded = np.array([rows[row] + (0,) * (width - len(rows[row])) for row in group])
+            ids = as_tensor(padded, self._model.device)
+            ends |= {row: before + line * width + len(rows[row]) for line, row in enumerate(group)}
+            outputs.append(self._forward(ids).flatten(0, 1))
+            before += ids.numel()
+        return torch.cat(outputs), ends
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        """The last hidden states, (b, l, d), or the logits where these cannot be had from hidden states."""
+        if self._full_forward:
+            logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
+            return logits
+        hidden: Tensor = self._model.base_model(input_ids=ids, use_cache=False)[0]
+        return hidden
+
+    def _logprobs(self, hidden: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities from what `_forward` gave at the scored positions, (g,) float32."""
+        if self._full_forward:
+            return head.full_logprobs(hidden, where, tokens)[0]
+        embedding = self._model.get_output_embeddings()
+        bias = getattr(embedding, "bias", None)
+        return logprobs(hidden, embedding.weight, bias, self._finish, where, tokens)
 
 
 def logprobs(

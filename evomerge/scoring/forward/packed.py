@@ -27,7 +27,7 @@ from evomerge.scoring.forward.walk import Walk
 Scores = dict[int, tuple[float, bool]]
 """Request -> the summed log-probability of its answer's tokens, and whether each of them is the most likely one."""
 
-Report = Callable[[Scores], None]
+Listener = Callable[[Scores], None]
 
 _SCORED_AT_ONCE = 1024  # positions that the head is applied to in one go
 
@@ -79,7 +79,7 @@ class Packed:
 
     @torch.no_grad()
     def run(
-        self, chosen: Sequence[int], known: Scores | None = None, report: Report = lambda scores: None
+        self, chosen: Sequence[int], known: Scores | None = None, report: Listener = lambda scores: None
     ) -> Likelihoods:
         """Scores the chosen requests, in their order, with the model's present weights.
 
@@ -167,7 +167,7 @@ class _Run:
     scores: answers that are known; those that are found are added.
     """
 
-    def __init__(self, packed: Packed, prepared: Prepared, scores: Scores, report: Report) -> None:
+    def __init__(self, packed: Packed, prepared: Prepared, scores: Scores, report: Listener) -> None:
         self._packed, self._prepared, self._scores, self._report = packed, prepared, scores, report
         self._at = {request: at for at, request in enumerate(prepared.chosen)}
         self._logprobs = np.zeros(prepared.starts[-1])

@@ -117,7 +117,7 @@ class TrunkFinder:
 
 
 def _standing(trunk: Trunk, node: Node) -> list[Node]:
-    """The nodes that stand on a trunk that ends at a node. Rows that end there too are noted as inside the trunk."""
+    """The nodes that stand on a trunk whose end is `node`; rows that end there are noted as inside the trunk."""
     if not node.children:
         trunk.inside.append(node.lo)
     trunk.inside += [child.lo for child in node.children if child.depth == node.depth]
