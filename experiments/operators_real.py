@@ -28,11 +28,11 @@ from evomerge.operators.training import overlap
 from evomerge.recipes.recipe import FRAME, OperatorStep, Recipe, parent_recipe
 from evomerge.results import certificate
 from evomerge.results.exporting import recipe_files
-from evomerge.scoring import document_texts
 from evomerge.scoring.documents import texts
 from evomerge.scoring.fitness import Fitness
+from evomerge.scoring.tasks import document_texts
 from evomerge.studies.candidates.setup import Setup
-from evomerge.studies.candidates.workbench import Workbench
+from evomerge.studies.candidates.workbench import Setup, Workbench
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "smollm2"

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+from evomerge.scoring.objective import Measured
 from search_models import _Silent, _tiny
 
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.measured import Measured
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.studies import experiment, life, study
 from evomerge.studies.candidates.score import Score
 from evomerge.studies.plan import make_plan

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from scipy import stats
 
-from evomerge.scoring import Report
+from evomerge.scoring.reports import Report
 
 NOTICEABLE = 0.01  # share of the answers: a smaller difference in truncation is passed over
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from evomerge.files.hashing import digest_of_json
 from evomerge.files.schema import Strict
-from evomerge.scoring import TaskSpec
+from evomerge.scoring.reports import TaskSpec
 
 
 class Entry(Strict):

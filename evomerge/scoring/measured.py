@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evomerge.errors import CandidateError
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.fitness import Entry
+from evomerge.scoring.reports import Report, TaskScore
 
 if TYPE_CHECKING:  # which imports torch
     from evomerge.scoring.backward import Backward

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import ConfigError, suggest
-from evomerge.scoring import Scorer
 from evomerge.scoring.fitness import Entry, Fitness
+from evomerge.scoring.scorer import Scorer
 
 
 def open_scorer(

@@ -15,7 +15,7 @@ from evomerge.models.survey import Progress, Survey, survey_models
 from evomerge.operators.training import overlap
 from evomerge.operators.training.corpus import documents
 from evomerge.recipes.recipe import OperatorStep, Recipe, pattern_faults
-from evomerge.scoring import document_texts
+from evomerge.scoring.tasks import document_texts
 from evomerge.searching.spaces.decoding import CommonRecipe, LaidOut
 from evomerge.searching.spaces.genes import Coordinate, Genome, initial
 from evomerge.searching.spaces.known_points import known_points, resolve

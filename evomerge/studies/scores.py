@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from evomerge.files.writing import replacing, saving
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.measured import Measured
+from evomerge.scoring.objective import Measured
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.studies.candidates.score import Score
+from evomerge.studies.candidates.workbench import Score
 from evomerge.studies.folder import DOCUMENTS
 
 

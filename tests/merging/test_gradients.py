@@ -118,7 +118,7 @@ class Reference:
         self.bench = bench
         self.model = copy.deepcopy(bench.model).double().eval()
         assert bench.scorer is not None
-        self.requests = bench.scorer._likelihoods
+        self.requests = bench.scorer.requests.likelihoods
         width = max(len(one.row) for one in self.requests)
         self.ids = torch.tensor([[*one.row, *([0] * (width - len(one.row)))] for one in self.requests])
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evomerge.scoring.objective import measure
 from rich.console import Console
 
 from evomerge.results import certificate, tables
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.fitness import Entry
 from evomerge.scoring.measured import measure
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.searching.spaces import genes
 from evomerge.studies import experiment
 from evomerge.studies.candidates.score import Score

@@ -6,12 +6,13 @@ import io
 from pathlib import Path
 
 import numpy as np
+from evomerge.scoring.objective import Measured
 from rich.console import Console
 
 from evomerge.results import summary, tables
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.fitness import Entry, Fitness
 from evomerge.scoring.measured import Measured
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.searching.spaces.space import SearchSpace
 from evomerge.studies import scores
 from evomerge.studies.candidates.score import Score

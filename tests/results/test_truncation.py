@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.results import truncation
-from evomerge.scoring import Report, TaskScore
+from evomerge.scoring.reports import Report, TaskScore
 
 
 @pytest.mark.parametrize(

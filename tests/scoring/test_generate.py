@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from evomerge.errors import CandidateError, ConfigError
-from evomerge.scoring import Scorer, TaskSpec
 from evomerge.scoring.forward.decode import Decoder
 from evomerge.scoring.generate import Generator
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 
 FREE = 24  # tokens
 TASK = """

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from evomerge.scoring.objective import measure
 
 from evomerge.errors import CandidateError
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.fitness import Entry
 from evomerge.scoring.measured import measure
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.searching.objective import Objective
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evomerge.scoring.objective import Measured
 
 from evomerge.errors import StudyError
 from evomerge.files import writing
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.measured import Measured
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.searching.spaces.genes import Coordinate
 from evomerge.studies import scores
 from evomerge.studies.candidates.score import Score

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evomerge.scoring import Report
 from evomerge.scoring.fitness import Entry
 from evomerge.scoring.measured import Measured
+from evomerge.scoring.reports import Report
 from evomerge.searching.objective import Objective
 
 PHASES = ("merge", "operators", "scoring")  # of an evaluation, as `Score.seconds` has them

@@ -20,7 +20,6 @@ from evomerge.models.family import Inputs
 from evomerge.models.loading import load_model, quiet
 from evomerge.operators import Context, Watch, unwatched
 from evomerge.recipes.recipe import OperatorStep, Recipe, parent_recipe
-from evomerge.scoring import Scorer
 from evomerge.scoring.answers import Answers
 from evomerge.scoring.measured import (
     Measured,
@@ -32,6 +31,7 @@ from evomerge.scoring.measured import (
     measure,
 )
 from evomerge.scoring.opening import open_scorer
+from evomerge.scoring.scorer import Scorer
 from evomerge.searching.objective import Objective
 from evomerge.studies.candidates.operating import delta_file, recipe_until, trains
 from evomerge.studies.candidates.score import Score, objective_of

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from evomerge.scoring import Scorer, TaskSpec
 from evomerge.scoring.forward import head
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 
 
 @pytest.mark.parametrize("chunk", [1, 1 << 24], ids=["many-chunks", "one-chunk"])

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.scoring.forward.budgets import LONG
-from evomerge.scoring.forward.prefixes import Cost, plan_passes
+from evomerge.scoring.forward.costs import Cost
+from evomerge.scoring.forward.prefixes import plan_passes
 
 CPU = (1024, LONG * 1024, Cost(3e-3, 48))
 DEVICE = (32768, LONG * 32768, Cost(1e-3, 512))

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from evomerge.errors import ConfigError
 from evomerge.recipes.recipe import Recipe
-from evomerge.scoring import document_texts
+from evomerge.scoring.tasks import document_texts
 from evomerge.searching.spaces import operator_genes
 from evomerge.searching.spaces.genes import Coordinate, initial
 from evomerge.searching.spaces.operator_genes import Operator, When
