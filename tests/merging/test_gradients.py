@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 from evomerge import plugins
 from evomerge.errors import CandidateError
 from evomerge.merging import gradients, methods
-from evomerge.merging.kernels import passes, tables
+from evomerge.merging.kernels import tables
+from evomerge.merging.kernels.layouts import shape_along
 from evomerge.merging.merger import Merger
 from evomerge.merging.methods import ByColumn, ByRow, TensorInputs
 from evomerge.models import survey
@@ -80,7 +81,7 @@ def laid(bench: Workbench) -> CommonRecipe:
 
 def everything(method: str, options: Mapping[str, bool] | None = None, **changes: Any) -> SearchSpace:
     """A space with every parameter that has a slope, along every axis."""
-    module = plugins.load("methods", method)
+    module = methods.load(method)
     genes, fixed = {}, dict(options or {})
     for parameter in module.PARAMETERS:
         if parameter.name not in methods.differentiable(module):
@@ -135,7 +136,7 @@ class Reference:
         merger = self.bench.merger
         for name, parameter in self.model.named_parameters():
             place = merger.places[name]
-            method = plugins.load("methods", recipe.method_at(place))
+            method = methods.load(recipe.method_at(place))
             base, experts = merger.base[name], [merger.experts[expert][name] for expert in recipe.experts]
             inputs = TensorInputs(
                 name,
@@ -149,7 +150,7 @@ class Reference:
             if "threshold" in scalars:  # what ties with it in float32 does not in float64
                 scalars["threshold"] = [(1.0 - 1e-6) * one for one in scalars["threshold"]]
             along = next((kind for kind in ("rows", "columns") if _has(scalars, kind)), "flat")
-            shape = passes._shape(base, along)
+            shape = shape_along(base.shape, along)
             s = {key: _tensor(value) for key, value in scalars.items()}
             s["element"] = torch.arange(base.numel(), dtype=torch.int32).view(shape)
             merged = method.merge(
@@ -258,7 +259,7 @@ def test_the_gradient_is_the_slope_of_the_fitness_in_every_coordinate(
 
 
 def test_every_method_has_a_slope_in_some_parameter() -> None:
-    assert [name for name in METHODS if not methods.differentiable(plugins.load("methods", name))] == []
+    assert [name for name in METHODS if not methods.differentiable(methods.load(name))] == []
 
 
 def test_a_method_that_says_it_has_no_slope_is_refused(

@@ -11,22 +11,17 @@ computed once per study.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import LAMBDA, ByRow, Scalars, TensorInputs
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PARAMETERS = (LAMBDA,)
-
-
 OPTIONS: dict[str, bool] = {}
-
-
 EXPERTS = (1, 1)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 
@@ -44,4 +39,4 @@ def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], opti
     """θ0 + λ·[i ≥ c]·δ."""
     (delta,) = steps.task_vectors(base, experts)
     stands_out = delta.abs() * s["divergence"][0] >= s["threshold"][0]
-    return base + s["lambda"][0] * torch.where(stands_out, delta, 0.0)
+    return base + s["lambda"][0] * delta.where(stands_out, 0.0)

@@ -16,23 +16,21 @@ in a table made once per study; elements that tie with one are all kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
-from evomerge.merging.methods._common import banded, scaled_weights
+from evomerge.merging.methods._masks import banded
+from evomerge.merging.methods._weights import scaled_weights
 from evomerge.recipes.parameters import Parameter
 
-PARAMETERS = (WEIGHT, DENSITY, Parameter("gamma", per_expert=True, low=0.0, high=1.0, default=0.01), LAMBDA)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
+GAMMA = Parameter("gamma", per_expert=True, low=0.0, high=1.0, default=0.01, selects=True)
+PARAMETERS = (WEIGHT, DENSITY, GAMMA, LAMBDA)
 OPTIONS = {"normalize": False, "rescale": False}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 

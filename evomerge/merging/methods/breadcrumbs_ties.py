@@ -16,23 +16,20 @@ Yadav et al. 2023, arXiv 2306.01708, §3.2-3.3.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
-from evomerge.merging.methods._common import banded
+from evomerge.merging.methods._masks import banded
 from evomerge.recipes.parameters import Parameter
 
-PARAMETERS = (WEIGHT, DENSITY, Parameter("gamma", per_expert=True, low=0.0, high=1.0, default=0.01), LAMBDA)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
+GAMMA = Parameter("gamma", per_expert=True, low=0.0, high=1.0, default=0.01, selects=True)
+PARAMETERS = (WEIGHT, DENSITY, GAMMA, LAMBDA)
 OPTIONS = {"normalize": False, "rescale": False}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 

@@ -14,22 +14,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
-from evomerge.merging.methods._common import random_drop
+from evomerge.merging.methods._masks import random_drop
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARAMETERS = (WEIGHT, DENSITY, LAMBDA)
-
-
 OPTIONS = {"normalize": False, "rescale": True}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = True
 
 

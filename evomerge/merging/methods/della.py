@@ -18,23 +18,20 @@ for longer ones. Uniforms are hashed from (seed, expert, tensor, element): see `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
-from evomerge.merging.methods._common import drop_by_rank
+from evomerge.merging.methods._masks import drop_by_rank
 from evomerge.recipes.parameters import Parameter
 
-PARAMETERS = (WEIGHT, DENSITY, Parameter("epsilon", per_expert=True, low=0.0, high=0.5, default=0.15), LAMBDA)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
+EPSILON = Parameter("epsilon", per_expert=True, low=0.0, high=0.5, default=0.15, selects=True)
+PARAMETERS = (WEIGHT, DENSITY, EPSILON, LAMBDA)
 OPTIONS = {"normalize": True, "rescale": True}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = True
 
 

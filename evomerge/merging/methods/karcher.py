@@ -13,23 +13,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from evomerge.merging.kernels import steps, tables
+from evomerge.merging.kernels import steps
 from evomerge.merging.methods import Scalars, TensorInputs
+from evomerge.merging.methods._angles import dots_of
 from evomerge.recipes.parameters import Parameter
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PARAMETERS = (Parameter("weight", per_expert=True, low=0.0, default=1.0),)
-
-
 OPTIONS = {"task_vectors": False}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 STEPS, NEAR = 10, 1e-5  # steps at most, and the length of a step or arc that counts as none; mergekit's values
@@ -42,7 +40,7 @@ def scalars(tensor: TensorInputs) -> Scalars:
         return {"weight": [1.0]}
     shares = weights / weights.sum() if weights.sum() > 0.0 else np.full(len(weights), 1.0 / len(weights))
     gram = tensor.table("gram", tensor.experts).dots
-    return {"weight": _factors(tables.dots_of(gram, task_vectors=tensor.options["task_vectors"]), shares).tolist()}
+    return {"weight": _factors(dots_of(gram, task_vectors=tensor.options["task_vectors"]), shares).tolist()}
 
 
 def _factors(dots: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -9,21 +9,17 @@ give it a weight. Wortsman et al. 2022, "Model soups", arXiv 2203.05482.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import WEIGHT, Scalars, TensorInputs
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PARAMETERS = (WEIGHT,)
-
-
 OPTIONS = {"normalize": True}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 

@@ -10,23 +10,20 @@ two experts. Jang et al. 2024, "Model stock", arXiv 2403.19522, eq. 7. The angle
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from evomerge.merging.kernels.steps import task_vectors, total
 from evomerge.merging.methods import LAMBDA, ByRow, Scalars, TensorInputs
-from evomerge.merging.methods._common import cosines
+from evomerge.merging.methods._angles import cosines
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARAMETERS = (LAMBDA,)
-
-
 OPTIONS = {"filter_wise": False}
-
-
 EXPERTS = (2, None)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 

@@ -14,22 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from evomerge.merging.kernels import steps, tables
+from evomerge.merging.kernels import steps
 from evomerge.merging.methods import WEIGHT, Scalars, TensorInputs
+from evomerge.merging.methods._angles import dots_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARAMETERS = (WEIGHT,)
-
-
 OPTIONS = {"normalize": True, "task_vectors": True}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 
@@ -41,7 +39,7 @@ def scalars(tensor: TensorInputs) -> Scalars:
     if tensor.options["normalize"] and abs(weights.sum()) >= 1e-8:
         weights = weights / weights.sum()
     gram = tensor.table("gram", tensor.experts).dots
-    return {"weight": _factors(tables.dots_of(gram, task_vectors=tensor.options["task_vectors"]), weights).tolist()}
+    return {"weight": _factors(dots_of(gram, task_vectors=tensor.options["task_vectors"]), weights).tolist()}
 
 
 def _factors(dots: np.ndarray, weights: np.ndarray) -> np.ndarray:

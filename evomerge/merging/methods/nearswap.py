@@ -9,22 +9,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import Scalars, TensorInputs
 from evomerge.recipes.parameters import Parameter
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PARAMETERS = (Parameter("t", low=0.0),)
-
-
 OPTIONS: dict[str, bool] = {}
-
-
 EXPERTS = (1, 1)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 SMALLEST = 1e-6  # what |δ| counts as at least

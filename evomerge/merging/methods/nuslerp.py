@@ -14,23 +14,20 @@ rotation with quaternion curves", §3.3; the form is mergekit's NuSLERP.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from evomerge.merging.kernels import steps, tables
+from evomerge.merging.kernels import steps
 from evomerge.merging.methods import WEIGHT, ByColumn, ByRow, Scalars, TensorInputs
-from evomerge.merging.methods._common import arc, cosines
+from evomerge.merging.methods._angles import arc, cosines, dots_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARAMETERS = (WEIGHT,)
-
-
 OPTIONS = {"task_vectors": True, "flatten": True, "row_wise": False}
-
-
 EXPERTS = (2, 2)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 
@@ -40,7 +37,7 @@ def scalars(tensor: TensorInputs) -> Scalars:
     share = second / (first + second) if abs(first + second) >= 1e-6 else 0.5
     kind = "gram" if tensor.options["flatten"] else "column_gram" if tensor.options["row_wise"] else "row_gram"
     gram = tensor.table(kind, tensor.experts).dots.reshape(-1, 3, 3)
-    dots = tables.dots_of(gram, task_vectors=tensor.options["task_vectors"])
+    dots = dots_of(gram, task_vectors=tensor.options["task_vectors"])
     factors = np.stack(arc(share, cosines(dots)[:, 0, 1]))
     if tensor.options["flatten"]:
         return {"factors": factors[:, 0].tolist()}

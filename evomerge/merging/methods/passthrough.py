@@ -8,21 +8,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.methods import Scalars, TensorInputs
 from evomerge.recipes.parameters import Parameter
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PARAMETERS = (Parameter("scale", default=1.0),)
-
-
 OPTIONS: dict[str, bool] = {}
-
-
 EXPERTS = (1, 1)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 

@@ -10,23 +10,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import LAMBDA, Scalars, TensorInputs
 from evomerge.recipes.parameters import Parameter
 
-PARAMETERS = (Parameter("epsilon", low=0.0, default=1e-5), LAMBDA)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
+PARAMETERS = (Parameter("epsilon", low=0.0, default=1e-5, selects=True), LAMBDA)
 OPTIONS: dict[str, bool] = {}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 
@@ -40,5 +35,5 @@ def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], opti
     deltas = steps.task_vectors(base, experts)
     changed = [delta.abs() > s["epsilon"][0] for delta in deltas]
     count = steps.total([one.to(base.dtype) for one in changed]).clamp(min=1.0)
-    kept = [torch.where(one, delta, 0.0) for one, delta in zip(changed, deltas, strict=True)]
+    kept = [delta.where(one, 0.0) for one, delta in zip(changed, deltas, strict=True)]
     return base + s["lambda"][0] * (steps.total(kept) / count)

@@ -14,23 +14,18 @@ fine-tunes; here they are the paper's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from evomerge.merging.kernels import steps, tables
+from evomerge.merging.kernels import steps
 from evomerge.merging.methods import LAMBDA, Scalars, TensorInputs
 from evomerge.recipes.parameters import Parameter
 
-PARAMETERS = (Parameter("select_topk", low=0.0, high=1.0, open_low=True, default=1.0), LAMBDA)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
+PARAMETERS = (Parameter("select_topk", low=0.0, high=1.0, open_low=True, default=1.0, selects=True), LAMBDA)
 OPTIONS: dict[str, bool] = {}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 
@@ -45,8 +40,8 @@ def scalars(tensor: TensorInputs) -> Scalars:
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
     """θ0 + λ·elect(ηk·select(δk)), the sign that of the plain sum."""
     deltas = steps.task_vectors(base, experts)
-    selected = tables.variance(deltas) >= s["threshold"][0]
-    deltas = [torch.where(selected, delta, 0.0) for delta in deltas]
+    selected = steps.variance(deltas) >= s["threshold"][0]
+    deltas = [delta.where(selected, 0.0) for delta in deltas]
     terms = [delta * s["weight"][k] for k, delta in enumerate(deltas)]
     merged = steps.elect(terms, s["weight"], normalize=True, vote=steps.total(deltas))
     return base + s["lambda"][0] * merged

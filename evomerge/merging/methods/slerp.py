@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.methods import Scalars, TensorInputs
 from evomerge.recipes.parameters import Parameter
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PARAMETERS = (Parameter("t", low=0.0, high=1.0),)
-
-
 OPTIONS: dict[str, bool] = {}
-
-
 EXPERTS = (1, 1)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 PARALLEL = 0.9995  # |cos Ω| above which sin Ω is too small to divide by; mergekit's value

@@ -10,22 +10,18 @@ task arithmetic", arXiv 2212.04089, §2.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import LAMBDA, WEIGHT, Scalars, TensorInputs
-from evomerge.merging.methods._common import scaled_weights
+from evomerge.merging.methods._weights import scaled_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARAMETERS = (WEIGHT, LAMBDA)
-
-
 OPTIONS = {"normalize": False}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 

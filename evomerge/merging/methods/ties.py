@@ -14,22 +14,18 @@ with the threshold are all kept, where a sort keeps an arbitrary few of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
-from evomerge.merging.methods._common import trimmed
+from evomerge.merging.methods._masks import trimmed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARAMETERS = (WEIGHT, DENSITY, LAMBDA)
-
-
 OPTIONS = {"normalize": True, "rescale": False}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 
