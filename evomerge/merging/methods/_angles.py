@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -54,4 +56,4 @@ def length(vector: np.ndarray, dots: np.ndarray) -> float:
         vector: (K,), the factors of the combination.
         dots: (K, K), the vectors' dot products.
     """
-    return float(np.sqrt(max(float(vector @ dots @ vector), 0.0)))
+    return math.sqrt(max(float(vector @ dots @ vector), 0.0))

@@ -1,9 +1,8 @@
 """RAM: keep a change that only one expert made whole, and average those that several made.
 
-θ = θ0 + λ·Σk [|δk| > ε]·δk / max(1, number of experts with |δk| > ε). "Reinforced agent merging", arXiv
-2601.13572.
+θ = θ0 + λ·Σk [|δk| > ε]·δk / max(1, number of experts with |δk| > ε). "Reinforced agent merging", arXiv 2601.13572.
 
-- `epsilon`, at least 0: what counts as a change; 10⁻⁵ by default.
+- `epsilon`, at least 0: an element changed if it moved farther than this; 10⁻⁵ by default.
 - `lambda`: scales the whole sum; 1 by default.
 """
 
@@ -26,12 +25,12 @@ NEEDS_ELEMENT_NUMBERS = False
 
 
 def scalars(tensor: TensorInputs) -> Scalars:
-    """epsilon, lambda: (1,)."""
+    """The scalars epsilon and lambda, (1,) each."""
     return {"epsilon": list(tensor.values["epsilon"]), "lambda": list(tensor.values["lambda"])}
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
-    """θ0 + λ·Σk changed(δk) / count."""
+    """The merged block, θ0 + λ·Σk changed(δk) / count."""
     deltas = steps.task_vectors(base, experts)
     changed = [delta.abs() > s["epsilon"][0] for delta in deltas]
     count = steps.total([one.to(base.dtype) for one in changed]).clamp(min=1.0)

@@ -1,7 +1,7 @@
 """Spherical interpolation between the base and one expert.
 
-θ = sin((1−t)Ω)/sin Ω · θ0 + sin(tΩ)/sin Ω · θ1, where Ω is the angle between the two tensors seen as vectors;
-plain interpolation where they are nearly parallel. A zero tensor counts as orthogonal to all, as in mergekit.
+θ = sin((1−t)Ω)/sin Ω · θ0 + sin(tΩ)/sin Ω · θ1, where Ω is the angle between the two tensors seen as vectors. Where
+they are nearly parallel, the interpolation is plain. A zero tensor counts as orthogonal to all, as in mergekit.
 Shoemake 1985, "Animating rotation with quaternion curves", §3.3. The angles are computed once per study.
 
 - `t`, in [0, 1]: 0 is the base, 1 the expert.
@@ -28,7 +28,7 @@ PARALLEL = 0.9995  # |cos Ω| above which sin Ω is too small to divide by; merg
 
 
 def scalars(tensor: TensorInputs) -> Scalars:
-    """base, expert: (1,), the two factors."""
+    """base, expert: the factors s0 and s1, (1,) each."""
     (t,) = tensor.values["t"]
     (tt, td), (_, dd) = tensor.table("gram", tensor.experts).dots.tolist()
     norms = math.sqrt(tt * max(tt + 2.0 * td + dd, 0.0))
@@ -43,5 +43,5 @@ def scalars(tensor: TensorInputs) -> Scalars:
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
-    """s0·θ0 + s1·θ1."""
+    """The merged block, s0·θ0 + s1·θ1."""
     return base * s["base"][0] + experts[0] * s["expert"][0]
