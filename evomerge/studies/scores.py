@@ -10,10 +10,8 @@ import numpy as np
 
 from evomerge.files.writing import replacing, saving
 from evomerge.scoring.measured import Measured
-from evomerge.scoring.objective import Measured
 from evomerge.scoring.reports import Report, TaskScore
 from evomerge.studies.candidates.score import Score
-from evomerge.studies.candidates.workbench import Score
 from evomerge.studies.folder import DOCUMENTS
 
 
