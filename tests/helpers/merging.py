@@ -19,6 +19,7 @@ def merge(
     experts: Mapping[str, torch.Tensor],
     options: Mapping[str, bool] | None = None,
     seed: int = 0,
+    /,
     **values: Any,
 ) -> torch.Tensor:
     """One tensor merged, with its tables computed on the spot."""

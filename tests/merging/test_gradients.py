@@ -81,7 +81,8 @@ def laid(bench: Workbench) -> CommonRecipe:
 def everything(method: str, options: Mapping[str, bool] | None = None, **changes: Any) -> SearchSpace:
     """A space with every parameter that has a slope, along every axis."""
     module = plugins.load("methods", method)
-    genes, fixed = {}, dict(options or {})
+    genes: dict[str, Any] = {}
+    fixed: dict[str, Any] = dict(options or {})
     for parameter in module.PARAMETERS:
         if parameter.name not in methods.differentiable(module):
             fixed[parameter.name] = SELECTING[parameter.name]

@@ -122,16 +122,19 @@ class _Scored:
     """A pool that knows all scores beforehand."""
 
     size = 1
+    note: str | None = None
 
     def __init__(self, truncated: dict[str, int], names: list[str]) -> None:
+        self.documents: dict[str, int] = {}
         self._truncated, self._names = truncated, names
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+    def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
         for job in jobs:
+            assert isinstance(job, Job)
             count = self._truncated.get(self._names[job.key], 30)
             result = TaskScore(np.arange(100), {"acc": np.arange(100) % 2.0}, {"acc": 0.5})
             report = Report({"first_test": result}, 0, 0, {"first_test": count}, {"first_test": 0})
-            groups = {"first_test": ("first_test",)}
+            groups: dict[str, tuple[str, ...]] = {"first_test": ("first_test",)}
             yield Outcome(job.key, Score(measure([Entry(task="first_test")], report, groups), report, groups, {}))
 
     def close(self) -> None:

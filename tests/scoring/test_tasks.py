@@ -14,9 +14,9 @@ from evomerge.scoring import Scorer, TaskSpec, tasks
 def make(scoring_model, scoring_tokenizer, scoring_tasks):
     model = scoring_model("llama")
 
-    def make(*specs, **keywords):
+    def make(*names_or_specs, **keywords):
         keywords.setdefault("include", scoring_tasks)
-        specs = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in specs]
+        specs = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in names_or_specs]
         return Scorer(model, scoring_tokenizer, specs, **keywords)
 
     return make
@@ -89,7 +89,7 @@ def test_a_task_of_lm_evals_own_is_found_without_indexing_them_all(make, monkeyp
     """Its data are on the network, so that it can be found but not built here."""
     monkeypatch.setattr(tasks, "_is_local", lambda *_: False)
     indexed = []
-    build = tasks.TaskManager
+    build = tasks.TaskManager  # type: ignore[attr-defined]
 
     def counted(**keywords):
         indexed.append(keywords)

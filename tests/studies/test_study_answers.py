@@ -17,7 +17,6 @@ from evomerge.studies.candidates.workbench import Score
 from evomerge.studies.plan import recipe_of
 from evomerge.studies.workers.inline_pool import InlinePool
 from evomerge.studies.workers.jobs import Job
-
 from tests.helpers.studies import Silent, begin, what_counts
 
 

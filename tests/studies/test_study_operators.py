@@ -31,7 +31,6 @@ from evomerge.studies.folder import DELTAS, EXPERIMENT, JOURNAL
 from evomerge.studies.plan import Plan, make_plan, recipe_of, trained_files
 from evomerge.studies.trials import Trial, best_trial, elite_trials, ranked_trials
 from evomerge.studies.workers.inline_pool import InlinePool
-
 from tests.helpers.studies import Silent, begin, what_counts
 
 Write = Callable[..., Path]

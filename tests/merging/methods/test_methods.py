@@ -26,7 +26,7 @@ def test_all_methods_are_found() -> None:
 def expert_count(name: str, wanted: int) -> int:
     """As many experts as wanted, or as near as the method allows."""
     fewest, most = plugins.load("methods", name).EXPERTS
-    return max(fewest, min(wanted, most or wanted))
+    return int(max(fewest, min(wanted, most or wanted)))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -139,7 +139,7 @@ def test_task_arithmetic_adds_scaled_task_vectors() -> None:
 def test_dare_rescales_what_it_keeps() -> None:
     base, expert = torch.zeros(100_000), torch.ones(100_000)
     merged = merge("dare_linear", base, {"a": expert}, weight=1.0, density=0.25)
-    assert set(merged.unique().tolist()) == {0.0, 4.0}
+    assert set(merged.tolist()) == {0.0, 4.0}
     assert abs(float(merged.mean()) - 1.0) < 0.03
 
 

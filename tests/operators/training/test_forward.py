@@ -65,7 +65,7 @@ def test_a_model_is_clean_after_training(model: Any) -> None:
         assert all(parameter.requires_grad for parameter in parameters)
         assert [layer.training for layer in model.model.layers] == [True, True]
         assert not model.model.layers[0].mlp.training
-        forward.logits(model, [Row((4, 5, 6), 1)])[0].sum().backward()
+        forward.logits(model, [Row((4, 5, 6), 1)])[0].sum().backward()  # type: ignore[no-untyped-call]
         assert parameters[0].grad is not None
         raise KeyError
     assert [(sorted(vars(module)), module.training) for module in model.modules()] == before
@@ -81,7 +81,7 @@ def test_a_model_without_attention_trains_too() -> None:
     config = MambaConfig(vocab_size=14, hidden_size=16, state_size=4, num_hidden_layers=1)
     mamba = MambaForCausalLM(config).eval().requires_grad_(False)
     with forward.training(mamba, list(mamba.parameters()), 8, checkpointing=False):
-        forward.logits(mamba, [Row((4, 5, 6), 1)])[0].sum().backward()
+        forward.logits(mamba, [Row((4, 5, 6), 1)])[0].sum().backward()  # type: ignore[no-untyped-call]
 
 
 def test_checkpointing_wants_layers() -> None:

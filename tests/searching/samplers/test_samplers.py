@@ -335,7 +335,8 @@ def test_a_flat_fitness_does_not_stop_it(name: str, make: Make) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_failed_candidates_do_not_stop_it_and_are_not_recommended(name: str, make: Make) -> None:
     sampler = make(name)
-    failed, scored = [], []
+    failed: list[Genome] = []
+    scored: list[Genome] = []
     for number in range(length(name, 10)):
         generation = sampler.ask(number)
         results = judge(generation, name)
@@ -436,7 +437,7 @@ def test_points_proposed_together_are_proposed_in_view_of_each_other(name: str, 
 @pytest.mark.parametrize("name", ["tpe", "gp"])
 def test_a_memory_keeps_the_best_and_the_newest(name: str) -> None:
 
-    told = {number: (float(-number),) for number in range(10)}
+    told: dict[int, tuple[float, ...]] = {number: (float(-number),) for number in range(10)}
     assert _remembered(told, 4) == [0, 1, 8, 9]
     assert _remembered({number: (float(number),) for number in range(10)}, 5) == [5, 6, 7, 8, 9]
     assert _remembered(told, None) == list(range(10))
@@ -455,7 +456,8 @@ def test_a_finished_trial_holds_the_values_of_every_kind_of_coordinate() -> None
 
 def test_of_several_objectives_the_memory_keeps_the_front() -> None:
 
-    told = {0: (1.0, 0.0), 1: (0.0, 1.0), 2: (-1.0, -1.0), 3: (-2.0, -2.0), 4: (-3.0, -3.0)}
+    rows: list[tuple[float, ...]] = [(1.0, 0.0), (0.0, 1.0), (-1.0, -1.0), (-2.0, -2.0), (-3.0, -3.0)]
+    told = dict(enumerate(rows))
     assert _remembered(told, 4) == [0, 1, 3, 4]
 
 
