@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from evomerge.scoring.objective import Measured
 from search_models import _Silent, _tiny
 
 from evomerge.scoring.measured import Measured

@@ -21,11 +21,12 @@ from evomerge.files import shipped
 from evomerge.recipes import mergekit_yaml
 from evomerge.recipes.files import read_recipe_file
 from evomerge.scoring.fitness import Entry, Fitness
-from evomerge.scoring.tasks import TaskSpec, build_tasks
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.tasks import build_tasks
 from evomerge.searching.documents import Fidelity
-from evomerge.searching.spaces.genes import Gene
+from evomerge.searching.spaces.genes import Gene, SourceGene, Switch
 from evomerge.searching.spaces.operator_genes import Operator
-from evomerge.searching.spaces.space import SearchSpace, SourceGene, Switch
+from evomerge.searching.spaces.space import SearchSpace
 from evomerge.studies.experiment import Budget, Experiment, load_experiment, read_fitness, read_space
 from evomerge.studies.workers.resources import Workers
 from tests.helpers.pages import DOCS, EXPERIMENTS, MANUAL, ROOT, Block, anchors, blocks, manual

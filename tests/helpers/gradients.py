@@ -27,7 +27,8 @@ from evomerge.scoring.smooth_metrics import choice_metrics, golds
 from evomerge.searching.spaces import decoding
 from evomerge.searching.spaces.decoding import CommonRecipe
 from evomerge.searching.spaces.space import SearchSpace
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.workbench import Workbench
 from tests.helpers.family import FITNESS
 
 STEP = 1e-7  # of finite differences in float64; so small that no elected sign changes and no element is reached
@@ -68,7 +69,8 @@ def laid(bench: Workbench) -> CommonRecipe:
 def everything(method: str, options: Mapping[str, bool] | None = None, **changes: Any) -> SearchSpace:
     """A space with every parameter that has a slope, along every axis."""
     module = methods.load(method)
-    genes, fixed = {}, dict(options or {})
+    genes: dict[str, Any] = {}
+    fixed: dict[str, Any] = dict(options or {})
     for parameter in module.PARAMETERS:
         if parameter.name not in methods.differentiable(module):
             fixed[parameter.name] = SELECTING[parameter.name]
@@ -104,7 +106,7 @@ class Reference:
         self.bench = bench
         self.model = copy.deepcopy(bench.model).double().eval()
         assert bench.scorer is not None
-        self.requests = bench.scorer._likelihoods
+        self.requests = bench.scorer.requests.likelihoods
         width = max(len(one.row) for one in self.requests)
         self.ids = torch.tensor([[*one.row, *([0] * (width - len(one.row)))] for one in self.requests])
 

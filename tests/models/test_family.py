@@ -79,7 +79,7 @@ def save_adapter(base: Path, out: Path, seed: int = 0, **options: Any) -> Any:
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
-    wrapped.save_pretrained(out)
+    wrapped.save_pretrained(str(out))
     return wrapped.merge_and_unload()
 
 
@@ -113,10 +113,10 @@ def test_an_adapter_is_folded_as_peft_folds_it(
     base = (family if dtype == "float32" else bf16_family) / "models/base"
     merged = save_adapter(base, tmp_path / "lora", **KINDS[kind])
     found = opened(tmp_path / "cache", base, tmp_path / "lora")
-    tolerance = {"rtol": 2e-6, "atol": 2e-6} if dtype == "float32" else {"rtol": 2**-6, "atol": 2**-7}
+    rtol, atol = (2e-6, 2e-6) if dtype == "float32" else (2**-6, 2**-7)
     changed = 0
     for name, parameter in merged.named_parameters():
-        torch.testing.assert_close(found["lora"][name], parameter.data, **tolerance)
+        torch.testing.assert_close(found["lora"][name], parameter.data, rtol=rtol, atol=atol)
         changed += not torch.equal(found["lora"][name], found[""][name])
     assert changed >= 4
     assert found["lora"].dtype == dtype
@@ -148,7 +148,7 @@ def test_weights_that_are_kept_transposed_are_folded_transposed(tmp_path: Path, 
 
 def test_trained_biases_take_the_place_of_the_bases(tmp_path: Path) -> None:
     base = tiny_gpt2(tmp_path / "base")
-    options = {"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "all"}
+    options: dict[str, Any] = {"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "all"}
     merged = save_adapter(base, tmp_path / "lora", **options)
     found = opened(tmp_path / "cache", base, tmp_path / "lora")["lora"]
     for name, parameter in merged.named_parameters():
@@ -623,7 +623,7 @@ def test_an_adapter_with_new_tokens_brings_their_rows(tmp_path: Path) -> None:
     tokenizer.add_tokens(["x", "y"])
     model.resize_token_embeddings(8, mean_resizing=False)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
-    wrapped.save_pretrained(tmp_path / "lora", save_embedding_layers=True)
+    wrapped.save_pretrained(str(tmp_path / "lora"), save_embedding_layers=True)
     tokenizer.save_pretrained(tmp_path / "lora")
     experts = {"lora": source(tmp_path / "lora")}
     with pytest.raises(CheckpointError, match=r"experts\.lora: .* has 8 rows .* give `vocabulary: base`"):
@@ -705,7 +705,7 @@ def test_a_workbench_makes_what_is_missing_and_merges_mixtures_exactly(mixtures:
         experts=found.experts,
         dtype=found.dtype,
         layers=found.layers,
-        parameters={"weight": 0.5},
+        parameters={"weight": 0.5},  # type: ignore[dict-item]
     )
     model = bench.build(recipe).model
     base, ant = live(mixtures / "base"), live(mixtures / "ant")

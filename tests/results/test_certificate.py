@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evomerge.scoring.objective import measure
 from rich.console import Console
 
 from evomerge.results import certificate, tables
@@ -42,12 +41,15 @@ class _Scored:
     """A pool that knows all scores beforehand."""
 
     size = 1
+    note: str | None = None
 
     def __init__(self, truncated: dict[str, int], names: list[str]) -> None:
+        self.documents: dict[str, int] = {}
         self._truncated, self._names = truncated, names
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+    def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
         for job in jobs:
+            assert isinstance(job, Job)
             count = self._truncated.get(self._names[job.key], 30)
             result = TaskScore(np.arange(100), {"acc": np.arange(100) % 2.0}, {"acc": 0.5})
             report = Report({"first_test": result}, 0, 0, {"first_test": count}, {"first_test": 0})

@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-from evomerge.scoring.objective import Measured
 from rich.console import Console
 
 from evomerge.results import summary, tables

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from evomerge.scoring.objective import measure
 
 from evomerge.errors import CandidateError
 from evomerge.scoring.fitness import Entry

@@ -16,9 +16,9 @@ from evomerge.scoring.scorer import Scorer
 def make(scoring_model, scoring_tokenizer, scoring_tasks):
     model = scoring_model("llama")
 
-    def make(*specs, **keywords):
+    def make(*names_or_specs, **keywords):
         keywords.setdefault("include", scoring_tasks)
-        specs = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in specs]
+        specs = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in names_or_specs]
         return Scorer(model, scoring_tokenizer, specs, **keywords)
 
     return make

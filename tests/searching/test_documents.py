@@ -127,7 +127,7 @@ def test_drawing_from_a_hundred_thousand_documents_does_not_shuffle_them_for_eac
     documents = Documents(objective_of([Entry(f"e{at}", 100_000, 1 / 3) for at in range(3)]), 0, 24, 0.25)
     opened: list[tuple[int, ...]] = []
     stream = documents_module._stream
-    monkeypatch.setattr(documents_module, "_stream", lambda *key: opened.append(key) or stream(*key))
+    monkeypatch.setattr(documents_module, "_stream", lambda *key: opened.append(key) or stream(*key))  # type: ignore[func-returns-value]
     drawn(documents, 1000)
     assert len(opened) == 3
 

@@ -91,10 +91,11 @@ def make_study(folder: Path, storage: str) -> Path:
 @pytest.fixture(params=["journal", "sqlite", "sqlite file", "postgresql"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Makes a study's folder, by its name, with one kind of storage."""
-    storage = {
-        "sqlite file": lambda: f"sqlite:///{tmp_path}/all {{of}} them?.db",
-        "postgresql": lambda: request.getfixturevalue("server"),
-    }.get(request.param, lambda: request.param)()
+    storage: str = request.param
+    if storage == "sqlite file":
+        storage = f"sqlite:///{tmp_path}/all {{of}} them?.db"
+    elif storage == "postgresql":
+        storage = request.getfixturevalue("server")
     return lambda name: make_study(tmp_path / name, storage)
 
 
@@ -248,7 +249,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_log_that_goes_on(make: Make) -> 
 @pytest.mark.parametrize("make", ["sqlite", "sqlite file", "postgresql"], indirect=True)
 def test_a_trial_is_one_transaction(make: Make) -> None:
     journal = Journal(make("study"), COORDINATES)
-    commits, changes = [], []
+    commits: list[Any] = []
+    changes: list[Any] = []
     engine = journal._study._storage._backend.engine  # type: ignore[attr-defined]
     event.listen(engine, "commit", lambda connection: commits.append(len(changes)))
     event.listen(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evomerge.scoring.objective import Measured
 
 from evomerge.errors import StudyError
 from evomerge.files import writing

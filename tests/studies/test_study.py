@@ -221,7 +221,8 @@ def test_kill_9_at_random_moments_changes_nothing(family: Path, tmp_path: Path) 
     command = [sys.executable, "-m", "evomerge.cli.main"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     moments = random.Random(time.time_ns())
-    arguments, counts = ["run", str(tmp_path / "killed.yaml")], []
+    arguments = ["run", str(tmp_path / "killed.yaml")]
+    counts: list[int] = []
     for _ in range(3):
         target = (counts[-1] if counts else 0) + moments.randint(1, 18)
         process = subprocess.Popen(

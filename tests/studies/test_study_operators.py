@@ -384,7 +384,7 @@ def test_training_that_comes_to_something_else_is_no_longer_what_was_scored(
     winner = best_trial(trials)
     assert winner is not None
     log = plan.folder / JOURNAL
-    trained = winner.left["distillation"]["sha256"]
+    trained = winner.training_records["distillation"]["sha256"]
     log.write_text(log.read_text().replace(trained, "0" * 64))  # as if it had been trained to these weights
     shutil.rmtree(plan.folder / DELTAS)
     with pytest.raises(CandidateError, match=r"was trained again, because .* was lost"):
@@ -400,7 +400,7 @@ def test_parents_and_control_stand_on_the_same_operators(write_experiment: Write
     both[1]["distillation"] |= {"steps": 0}
     trials = search(lay(write_experiment, both, **WHOLE))
     (control,) = [trial for trial in trials if trial.role == "control"]
-    (before,) = [trial for trial in trials if trial.role == "parent" and trial.parent == control.of]
+    (before,) = [trial for trial in trials if trial.role == "parent" and trial.parent == control.parent]
     assert control.value == before.value, "no steps change nothing"
 
 

@@ -122,7 +122,7 @@ def test_a_study_in_mini_batches_ends_with_its_winner_on_all_documents(lay: Lay,
     for trial in trials:
         assert trial.value is not None
         assert math.isfinite(trial.value)
-        assert all(c.low <= trial.genome[c.name] <= c.high for c in plan.coordinates)
+        assert all(c.low <= float(trial.genome[c.name]) <= c.high for c in plan.coordinates)
         assert trial.documents > 0
     assert journal.read_trials(plan.folder) == trials
     assert sum(trial.documents for trial in trials) < 700 + 4 * 40
@@ -275,8 +275,12 @@ def _logged(plan: Plan) -> int:
     return len(journal.read_trials(plan.folder)) if journal.exists(plan.folder) else 0
 
 
+# What every sampler does after any number of lines of its log, tests/searching/test_search.py proves.
+KILLED = ["cma", "catcma"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", KILLED)
 def test_kill_9_at_random_moments_changes_nothing_in_mini_batches(
     name: str, lay: Lay, bench: InlinePool, killed: Callable[[Plan, int], int]
 ) -> None:
@@ -292,7 +296,7 @@ def test_kill_9_at_random_moments_changes_nothing_in_mini_batches(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", KILLED)
 def test_kill_9_at_random_moments_changes_nothing_in_a_database(
     name: str,
     storage: str,
@@ -302,8 +306,6 @@ def test_kill_9_at_random_moments_changes_nothing_in_a_database(
     request: pytest.FixtureRequest,
 ) -> None:
     many = name == "cma"
-    if not many and not os.environ.get("EVOMERGE_ALL"):
-        pytest.skip("takes minutes: set EVOMERGE_ALL=1")
     url = storage if storage == "sqlite" else request.getfixturevalue("server")
     budget = {"candidates": 60 if many else 14}
     whole = run(lay(name, "whole", budget=budget), bench)

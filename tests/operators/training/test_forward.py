@@ -81,7 +81,7 @@ def test_a_model_without_attention_trains_too() -> None:
     config = MambaConfig(vocab_size=14, hidden_size=16, state_size=4, num_hidden_layers=1)
     mamba = MambaForCausalLM(config).eval().requires_grad_(False)
     with forward.training(mamba, list(mamba.parameters()), 8, checkpointing=False):
-        forward.logits(mamba, [Row((4, 5, 6), 1)])[0].sum().backward()
+        forward.logits(mamba, [Row((4, 5, 6), 1)])[0].sum().backward()  # type: ignore[no-untyped-call]
 
 
 def test_checkpointing_wants_layers() -> None:

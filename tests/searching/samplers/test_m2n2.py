@@ -73,7 +73,7 @@ def test_a_document_on_which_little_is_at_stake_counts_little() -> None:
 
 def test_attraction_picks_the_complement() -> None:
     """Each of two specialists mates with the other, and none with the third, which knows nothing."""
-    starts = [{c.name: value for c in LAYERS} for value in (0.5, 0.0, 1.0)]
+    starts: list[Genome] = [{c.name: value for c in LAYERS} for value in (0.5, 0.0, 1.0)]
     sampler = make(starts, LAYERS, archive=3, mutation=0.0, population=200)
     sampler.ask(0)
     sampler.tell(0, [result(0, 0, 0, 0), result(1, 1, 0, 0), result(0, 0, 1, 1)])
@@ -100,7 +100,7 @@ def test_equals_do_not_attract_so_the_mate_is_any() -> None:
 def test_the_split_point_is_in_order_of_depth() -> None:
     """However the coordinates are listed, a child has one value before the split and its complement behind it."""
     listed = [LAYERS[i] for i in (3, 0, 5, 1, 4, 2)]
-    starts = [{c.name: value for c in listed} for value in (0.0, 1.0)]
+    starts: list[Genome] = [{c.name: value for c in listed} for value in (0.0, 1.0)]
     sampler = make(starts, listed, archive=2, mutation=0.0, population=64)
     sampler.ask(0)
     sampler.tell(0, [result(1, 0), result(0, 1)])
@@ -187,7 +187,7 @@ def test_it_recommends_the_best_by_plain_mean_however_fit_others_are() -> None:
 def test_it_merges_two_specialists_into_a_generalist() -> None:
     """Half of the layers are to be one parent's, the other half the other's; a document asks for each layer."""
     wanted = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
-    starts = [{c.name: value for c in LAYERS} for value in (0.0, 1.0)]
+    starts: list[Genome] = [{c.name: value for c in LAYERS} for value in (0.0, 1.0)]
     sampler = make(starts, LAYERS)
     for number in range(30):
         genomes = sampler.ask(number).genomes

@@ -42,7 +42,7 @@ def frame(layers: int = 4, experts: str = "ab") -> CommonRecipe:
     return CommonRecipe(Source(model="base", sha256="0" * 64), sources, layers, "float32", 0)
 
 
-def decode(chosen: SearchSpace, laid: CommonRecipe, **values: float | str) -> Recipe:
+def decode(chosen: SearchSpace, laid: CommonRecipe, **values: Any) -> Recipe:
     genome = initial(decoding.coordinates(chosen, laid))
     assert set(values) <= set(genome)
     return decoding.decode(chosen, laid, {**genome, **values})
@@ -114,7 +114,7 @@ def test_fixed_values_reach_the_recipe() -> None:
 def test_the_unit_interval_maps_onto_the_range_and_back(unit: float, log: bool) -> None:
     coordinate = Coordinate("x", 0.01, 10.0, 1.0, log)
     value = coordinate.from_unit(unit)
-    assert 0.01 <= value <= 10.0
+    assert 0.01 <= float(value) <= 10.0
     assert coordinate.to_unit(value) == pytest.approx(unit, abs=1e-9)
 
 
@@ -484,7 +484,8 @@ def test_a_stepped_number_returns_from_the_unit_interval_as_the_same_float(
 
 
 def test_a_step_gives_whole_numbers_and_starts_at_the_value_nearest_the_middle() -> None:
-    genes = {"weight": {"low": 0.0, "high": 1.0, "step": 0.4 / 2}, "lambda": {"low": 1, "high": 4, "step": 1}}
+    genes: dict[str, Any] = {"weight": {"low": 0.0, "high": 1.0, "step": 0.4 / 2}}
+    genes["lambda"] = {"low": 1, "high": 4, "step": 1}
     points = {c.name: c for c in decoding.coordinates(make(genes=genes), frame())}
     assert [points["lambda"].from_unit(unit) for unit in (0.1, 0.4, 0.6, 0.9)] == [1.0, 2.0, 3.0, 4.0]
     assert points["weight"].init in (0.4, 0.6)
