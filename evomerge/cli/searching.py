@@ -118,14 +118,15 @@ def status(
     as_json: JsonFlag = False,
 ) -> None:
     """Show how a study stands, running or not."""
-    from evomerge.results import tables
-    from evomerge.results.summary import summary, trial_json
     from evomerge.studies import journal
     from evomerge.studies.life import reopen
-    from evomerge.studies.trials import ranked_trials
 
     experiment = reopen(folder)
     trials = journal.read_trials(folder) if journal.exists(folder) else []
+    from evomerge.results import tables
+    from evomerge.results.summary import summary, trial_json
+    from evomerge.studies.trials import ranked_trials
+
     found = summary(trials, experiment, str(folder))
     ranked = ranked_trials(trials)[:top]
     if as_json:
