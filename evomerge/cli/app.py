@@ -95,7 +95,7 @@ def warn_before(plan: Plan) -> list[str]:
 
 
 class Steps:
-    """Says on standard error what is being done: a line for each step, and on a terminal a clock beside the last."""
+    """Says on standard error what is being done: a line for each step, and on a terminal a running clock."""
 
     def __init__(self) -> None:
         self._clock: Progress | None = None

@@ -12,6 +12,7 @@ from evomerge.errors import ConfigError, StudyError
 from evomerge.files.writing import refuse_existing
 
 if TYPE_CHECKING:
+    from evomerge.studies.experiment import Experiment
     from evomerge.studies.plan import Plan
     from evomerge.studies.trials import Trial
 
@@ -24,11 +25,11 @@ def certify(
     as_json: JsonFlag = False,
 ) -> None:
     """Compare a study's winner with its parents on held-out documents, with paired tests."""
+    experiment = _reopened(folder)
     from evomerge.results import certificate, tables
-    from evomerge.studies.life import reopen
     from evomerge.studies.plan import make_plan, recipe_of
 
-    plan = make_plan(reopen(folder), step)
+    plan = make_plan(experiment, step)
     winner = recipe_of(plan, _choose(plan, trial, pick))
     found = certificate.certify_winner(plan, winner, step)
     if as_json:
@@ -47,11 +48,11 @@ def export(
 ) -> None:
     """Build a trial's model as a Hugging Face folder, and check that it is the one that was scored."""
     refuse_existing(output)
+    experiment = _reopened(folder)
     from evomerge.results.exporting.folder import export_trial
-    from evomerge.studies.life import reopen
     from evomerge.studies.plan import make_plan
 
-    plan = make_plan(reopen(folder), step)
+    plan = make_plan(experiment, step)
     chosen = _choose(plan, trial, pick)
     export_trial(plan, chosen, output, step)
     out.print(f"trial {chosen.number} is in {output}", highlight=False, soft_wrap=True)
@@ -66,13 +67,23 @@ def promote(
 ) -> None:
     """Begin the next round: a study's winner as one more expert of a new experiment."""
     refuse_existing(output)
+    experiment = _reopened(folder)
     from evomerge.results.exporting.next_round import promote as promote_trial
-    from evomerge.studies.life import reopen
     from evomerge.studies.plan import make_plan
 
-    plan = make_plan(reopen(folder), step)
+    plan = make_plan(experiment, step)
     path = promote_trial(plan, _choose(plan, trial, pick), output, step)
     out.print(f"go on with: evomerge run {path}", highlight=False, soft_wrap=True)
+
+
+def _reopened(folder: Path) -> Experiment:
+    """The experiment of a study; what is no study is refused before the imports that take seconds."""
+    step(f"reading {folder}")
+    from evomerge.studies.life import reopen
+
+    experiment = reopen(folder)
+    step("loading torch and transformers")
+    return experiment
 
 
 def _choose(plan: Plan, number: int | None, pick: str | None) -> Trial:

@@ -149,15 +149,17 @@ def check(
 ) -> None:
     """Check an experiment without running it: files, models, search space, tasks, metrics."""
     step(f"reading {experiment}")
-    from evomerge.results import tables
-    from evomerge.results.summary import plan_json
-    from evomerge.studies.check import check_tasks, check_workers
     from evomerge.studies.experiment import load_experiment
     from evomerge.studies.journal import check_storage
-    from evomerge.studies.plan import make_plan
 
     loaded = load_experiment(experiment)
     check_storage(loaded.storage)
+    step("loading torch and transformers")
+    from evomerge.results import tables
+    from evomerge.results.summary import plan_json
+    from evomerge.studies.check import check_tasks, check_workers
+    from evomerge.studies.plan import make_plan
+
     plan = make_plan(loaded, step)
     # Of a cluster's machines nothing is known here.
     machine = check_workers(plan) if loaded.workers.address is None else {}

@@ -22,7 +22,8 @@ from evomerge.models.source import Source, parse_source, relocate
 from evomerge.models.survey import Progress, Survey, survey_models
 from evomerge.operators import Watch, unwatched
 from evomerge.recipes.recipe import OperatorStep, Recipe
-from evomerge.results.exporting.folder import about, build
+from evomerge.results.exporting.contents import read_about
+from evomerge.results.exporting.folder import build
 from evomerge.scoring.documents import texts
 from evomerge.searching.spaces.operator_genes import Operator, located
 from evomerge.studies.candidates import operating
@@ -103,7 +104,7 @@ def distill(
     recipe = _recipe(survey, {name: float(name == STUDENT) for name in experts}, step, seed)
     operating.check_operators(survey.base, survey.experts, recipe.operators)
     folder = build(recipe, survey, out, progress, watch=watch)
-    record = about(folder)["training"]["distillation"]
+    record = read_about(folder)["training"]["distillation"]
     return {"model": model, "options": step.options, **record}
 
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import CheckpointError, ConfigError, StudyError
 from evomerge.results import certificate
-from evomerge.results.exporting.folder import export_recipe, export_trial, weights_sha256
+from evomerge.results.exporting.comparing import weights_sha256
+from evomerge.results.exporting.folder import export_recipe, export_trial
 from evomerge.searching.spaces import genes
 from evomerge.studies import experiment, study
 from evomerge.studies.candidates import score_model

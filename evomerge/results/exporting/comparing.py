@@ -1,0 +1,47 @@
+"""Checks that an exported folder loads as the model that it was written from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge.errors import StudyError
+from evomerge.files import hashing
+from evomerge.models.loading import load_model, load_tokenizer
+from evomerge.studies.candidates.workbench import Built, Workbench
+
+
+def compare(folder: Path, bench: Workbench, built: Built, digest: str) -> None:
+    """Loads a folder with transformers and compares it with the live model.
+
+    Args:
+        digest: the hash of the live model's weights.
+
+    Raises:
+        StudyError: the folder loads as something else.
+    """
+    loaded = load_model(folder, built.recipe.dtype, "cpu")
+    reloaded = weights_sha256(loaded)
+    if reloaded != digest:
+        raise StudyError(
+            f"{folder}: the folder loads as {reloaded[:12]} and not as {digest[:12]}; please report this"
+        )
+    if built.recipe.operators and not torch.equal(_some_logits(loaded), _some_logits(built.model)):
+        raise StudyError(f"{folder}: the folder's config does not load as it was scored; please report this")
+    if bench.added and load_tokenizer(folder).get_vocab() != bench.tokenizer.get_vocab():
+        raise StudyError(f"{folder}: the tokenizer does not load as it was written; please report this")
+
+
+def weights_sha256(model: Any) -> str:
+    """The hash of a live model's weights, see `files.hashing.sha256`. Tied parameters count once."""
+    return hashing.sha256({name: parameter.data for name, parameter in model.named_parameters()})
+
+
+def _some_logits(model: Any) -> torch.Tensor:
+    """The logits of a few tokens: equal where weights and config are."""
+    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits.cpu()
+    return logits
