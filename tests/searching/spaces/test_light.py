@@ -16,6 +16,6 @@ MODULES = [module.name for module in pkgutil.iter_modules(spaces.__path__)]
 @pytest.mark.parametrize("name", MODULES)
 def test_it_imports_no_library_that_computes(name: str) -> None:
     heavy = ("torch", "transformers", "lm_eval", "ray", "optuna", "scipy")
-    code = f"import sys, evomerge.searching.spaces.{name}\nprint(*[name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, evomerge.searching.spaces.{name}\nprint(*[one for one in {heavy} if one in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.split() == []
