@@ -44,11 +44,7 @@ class CommonRecipe:
 
 @dataclass(frozen=True)
 class LaidOut:
-    """A search space laid over models. What follows from the two is worked out once, at first use.
-
-    laid = LaidOut(space, common)
-    recipe = laid.decode(initial(laid.coordinates))
-    """
+    """A search space laid over models. The coordinates are built once, at first use."""
 
     space: SearchSpace
     common: CommonRecipe
