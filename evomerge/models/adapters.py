@@ -1,148 +1,52 @@
-"""LoRA adapters: what one changes in its base, and the weights that come of it.
+"""LoRA adapters: what one changes in its base, and the weights that result.
 
     θ = W + s · B A        s = alpha / r, or alpha / √r with use_rslora
 
-(Hu et al. 2021, arXiv:2106.09685, section 4.1; Kalajdzievski 2023, arXiv:2312.03732.) Layers that an adapter holds
+(Hu et al. 2021, arXiv:2106.09685, section 4.1; Kalajdzievski 2023, arXiv:2312.03732.) Tensors that an adapter holds
 whole (`modules_to_save`, trained biases, resized embeddings) take the place of the base's. The result is that of
-peft's merge_and_unload, up to rounding, for tied embeddings too, where the head changes with them.
-
-What is not understood is refused: an adapter folded wrongly would look like a bad expert.
+peft's merge_and_unload, up to rounding. It is so for tied embeddings too, where the head changes with them.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from evomerge.errors import CheckpointError
+from evomerge.models.adapter_settings import CONFIG, Settings
 from evomerge.models.low_rank import fold
 from evomerge.models.tensor_names import Shapes
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 
-_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"}
-
-
-# What the tensors tell themselves, what matters to training alone, and where things came from.
-_MOOT = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "bias",
-    "ensure_weight_tying",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "inference_mode",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_bias",
-    "lora_dropout",
-    "megatron_core",
-    "modules_to_save",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-    "target_modules",
-    "task_type",
-}
-
-
-_SOUND_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # the others change the base itself
 
 _PREFIX = "base_model.model."
 
-
 _PART = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?P<what>\.weight|\.bias)?")
-
 
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What an adapter's configuration says of its scale."""
-
-    r: int
-    alpha: float
-    rslora: bool
-    ranks: dict[str, int]
-    alphas: dict[str, float]
-
-    def scale(self, module: str, rank: int) -> float:
-        """The factor s of a module's B A."""
-        alpha = self.alphas.get(_pattern(self.alphas, module), self.alpha)
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
-
-    def rank(self, module: str) -> int:
-        """The rank that a module's A and B should have."""
-        return self.ranks.get(_pattern(self.ranks, module), self.r)
-
-    def content(self) -> dict[str, Any]:
-        """All that the result depends on, as plain values."""
-        return asdict(self)
-
-
-def _pattern(patterns: Mapping[str, Any], module: str) -> str:
-    """The first of peft's patterns that a module's name ends in."""
-    return next((key for key in patterns if re.fullmatch(rf"(.*\.)?({key})", module)), module)
-
-
-def read(folder: Path, where: str) -> Settings:
-    """An adapter's settings.
-
-    Raises:
-        CheckpointError: the file is damaged, or asks for something that cannot be folded into a base.
-    """
-    path = folder / CONFIG
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        settings = Settings(
-            r=int(data["r"]),
-            alpha=float(data["lora_alpha"]),
-            rslora=bool(data.get("use_rslora")),
-            ranks={str(key): int(value) for key, value in (data.get("rank_pattern") or {}).items()},
-            alphas={str(key): float(value) for key, value in (data.get("alpha_pattern") or {}).items()},
-        )
-        for pattern in (*settings.ranks, *settings.alphas):
-            re.compile(pattern)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
-        if isinstance(error, KeyError) and data.get("peft_type", "LORA") != "LORA":
-            raise _refusal(where, path, "peft_type", data["peft_type"]) from error
-        raise CheckpointError(f"{where}: {path} is damaged ({error!r}); copy the adapter again") from error
-    if data.get("peft_type") != "LORA":
-        raise _refusal(where, path, "peft_type", data.get("peft_type"))
-    if data.get("init_lora_weights") not in _SOUND_STARTS:
-        raise _refusal(where, path, "init_lora_weights", data["init_lora_weights"])
-    for key, value in data.items():
-        if key not in _READ | _MOOT and value not in (None, False, {}, []):
-            raise _refusal(where, path, key, value)
-    return settings
-
-
-def _refusal(where: str, path: Path, key: str, value: Any) -> CheckpointError:
-    shown = value if isinstance(value, str | bool | int) else "so"
-    return CheckpointError(
-        f"{where}: {path} has {key}: {shown}, which cannot be folded into the base here; merge it with peft "
-        "(merge_and_unload) and give that folder"
-    )
-
-
 @dataclass
 class Change:
-    """How an adapter makes one tensor. The fields are names of the adapter's tensors."""
+    """How an adapter makes one tensor.
 
-    whole: str | None = None  # takes the base's place
+    Attributes:
+        whole: the name of the adapter's tensor that takes the place of the base's.
+        a, b, bias: the names of the adapter's tensors A, B, and the bias of B.
+        transposed: whether the base keeps this weight as (inputs, outputs).
+        scale: the factor s.
+    """
+
+    whole: str | None = None
     a: str | None = None
     b: str | None = None
     bias: str | None = None
-    transposed: bool = False  # the base keeps this weight as (inputs, outputs)
+    transposed: bool = False
     scale: float = 1.0
 
 
@@ -150,12 +54,17 @@ class Adapter:
     """What an adapter does to a base.
 
     Args:
-        tensors: the adapter's own.
+        tensors: the adapter's own tensors.
         shapes: the base's parameters.
-        rows: those with one row a token, which an adapter may hold whole with other rows.
-        conv1d: weights that the base keeps as (inputs, outputs), as GPT-2 does.
-        tied: names of parameters that are others in the base -> those others.
+        rows: the names of parameters with one row a token. An adapter may hold these whole with more or fewer rows.
+        conv1d: the names of weights that the base keeps as (inputs, outputs), as GPT-2 does.
+        tied: second name of a tied parameter -> its name in `shapes`.
+        where: what names the adapter in a person's file, for messages.
         path: the adapter's file, for messages.
+
+    Attributes:
+        changes: name of a tensor of the base -> how the adapter makes it.
+        shapes: the shapes of these tensors once they are made.
 
     Raises:
         CheckpointError: naming the first tensor that is not understood or does not fit.
@@ -215,47 +124,57 @@ class Adapter:
             change.transposed = bool(part["kind"]) or target in conv1d
 
     def _check(self, name: str, change: Change, shape: tuple[int, ...], rows: Collection[str]) -> tuple[int, ...]:
-        """The shape of the tensor that a change makes."""
+        """Checks one change and fills in its scale.
+
+        Args:
+            shape: that of the base's tensor.
+
+        Returns:
+            The shape of the tensor that the change makes.
+        """
         if change.whole is not None:
-            found = tuple(self._tensors[change.whole].shape)
-            if found != shape and not (name in rows and found[1:] == shape[1:]):
-                raise self._misfit(change.whole, found, shape)
-            shape = found
+            own = tuple(self._tensors[change.whole].shape)
+            if own != shape and not (name in rows and own[1:] == shape[1:]):
+                raise self._misfit(change.whole, own, shape)
+            shape = own
         module = name.rpartition(".")[0]
         if change.bias is not None:
-            found = tuple(self._tensors[change.bias].shape)
-            if found != shape:
-                raise self._misfit(change.bias, found, shape)
-            weight = next((c for n, c in self.changes.items() if n == f"{module}.weight" and c.b), None)
-            if weight is None:
-                raise self._fault(change.bias, "has no lora_A and lora_B beside it; copy the adapter again")
-            change.scale = self.settings.scale(module, self._tensors[weight.b or ""].shape[1])
+            change.scale = self._scale_of_bias(change.bias, module, shape)
         if (change.a is None) != (change.b is None):
             raise self._fault(change.a or change.b or "", "lacks its other half; copy the adapter again")
         if change.a is not None and change.b is not None:
             rank = self.settings.rank(module)
-            outputs, inputs = (
-                (shape[1], shape[0]) if change.transposed and len(shape) == 2 else (shape[0], shape[-1])
-            )
+            turned = change.transposed and len(shape) == 2
+            outputs, inputs = (shape[1], shape[0]) if turned else (shape[0], shape[-1])
             for key, wanted in ((change.a, (rank, inputs)), (change.b, (outputs, rank))):
                 if len(shape) != 2 or tuple(self._tensors[key].shape) != wanted:
                     raise self._misfit(key, tuple(self._tensors[key].shape), wanted)
             change.scale = self.settings.scale(module, rank)
         return shape
 
+    def _scale_of_bias(self, key: str, module: str, shape: tuple[int, ...]) -> float:
+        """The factor s of the bias of a module's B."""
+        own = tuple(self._tensors[key].shape)
+        if own != shape:
+            raise self._misfit(key, own, shape)
+        weight = self.changes.get(f"{module}.weight")
+        if weight is None or weight.b is None:
+            raise self._fault(key, "has no lora_A and lora_B beside it; copy the adapter again")
+        return self.settings.scale(module, self._tensors[weight.b].shape[1])
+
     def _fault(self, key: str, what: str) -> CheckpointError:
         return CheckpointError(f"{self._where}: {key} in {self._path} {what}")
 
-    def _misfit(self, key: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> CheckpointError:
+    def _misfit(self, key: str, own: tuple[int, ...], wanted: tuple[int, ...]) -> CheckpointError:
         return self._fault(
-            key, f"has shape {list(found)}, but {list(wanted)} fits the base and {CONFIG}; give its own base"
+            key, f"has shape {list(own)}, but {list(wanted)} fits the base and {CONFIG}; give its own base"
         )
 
     def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """The tensor of that name with the adapter folded in, in the base's dtype.
+        """A tensor with the adapter folded in, in the base's dtype.
 
         Args:
-            weight: the base's.
+            weight: the base's tensor of that name.
         """
         change = self.changes[name]
         if change.whole is not None:

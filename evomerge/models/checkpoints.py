@@ -1,18 +1,18 @@
-"""Opens checkpoints: safetensors only, memory-mapped, sharded or not; and checks that they fit together.
+"""Opens checkpoints: safetensors only, memory-mapped, sharded or not.
 
-Tensors are views of the mapped files: opening reads the headers alone, and all workers of a host share one
-copy in the page cache. Tensors that had to be made (see `inputs`) lie in an overlay, a safetensors file that covers
-those of the folder.
+Tensors are views of the mapped files. Opening reads the headers alone, and all workers of a host share one copy in
+the page cache. Tensors that had to be made (see `models.family`) lie in an overlay, a safetensors file
+whose tensors cover those of the folder.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from evomerge.errors import CheckpointError, first_line
 from evomerge.files import hashing
 from evomerge.models.source import Source
-from evomerge.models.tensor_names import Shapes
+from evomerge.models.tensor_names import some
 
 INDEX = "model.safetensors.index.json"
 
@@ -32,11 +32,12 @@ SINGLE = "model.safetensors"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 
-CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of unquantized weights
+# safetensors' codes of the dtypes that unquantized weights have -> torch's names
+CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def locate(source: Source, where: str) -> Path:
-    """The local folder of a source; a Hub id is fetched (or found in the Hub's cache).
+    """The local folder of a source. A Hub id is fetched, or found in the Hub's cache.
 
     Args:
         where: what names the source in a person's file, for the message.
@@ -63,8 +64,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     Args:
         where: what names the checkpoint in a person's file, for messages.
-        sha256: the hash of the weights if it is known already; else it is computed when asked for.
-        single: the folder's one weights file, if it is not to be looked for.
+        sha256: the hash of the weights if it is known already. None computes it when it is asked for.
+        single: the name of the folder's one file of weights. None looks for the usual names.
 
     Raises:
         CheckpointError: the folder holds no safetensors, or a file is missing or damaged.
@@ -90,11 +91,16 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             raise CheckpointError(f"{where}: {folder} holds no tensors; copy it again")
 
     def covered(self, overlay: Path, folder: Path, where: str, sha256: str) -> Checkpoint:
-        """This checkpoint with an overlay's tensors over its own, under another name."""
-        found = Checkpoint(overlay.parent, where, sha256, overlay.name)
-        found.folder = folder
-        found._home = {**self._home, **found._home}
-        return found
+        """This checkpoint with an overlay's tensors over its own.
+
+        Args:
+            overlay: the overlay's file.
+            folder, where, sha256: those of the model that results.
+        """
+        covered = Checkpoint(overlay.parent, where, sha256, overlay.name)
+        covered.folder = folder
+        covered._home = {**self._home, **covered._home}
+        return covered
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._views:
@@ -121,20 +127,20 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @cached_property
     def dtypes(self) -> dict[str, str]:
-        """Each tensor's dtype, from the headers: torch's name of it, or the file's if it is no ordinary float."""
+        """Each tensor's dtype, from the headers: torch's name, or safetensors' code where it is not in `CODES`."""
         codes = {name: handle.get_slice(name).get_dtype() for name, (_, handle) in self._home.items()}
         return {name: CODES.get(code, code) for name, code in codes.items()}
 
     @property
     def sha256(self) -> str:
-        """The hash of the weights, see `tensors.sha256`. Reads every byte once."""
+        """The hash of the weights, see `hashing.sha256`. Reads every byte once."""
         if self._sha256 is None:
             self._sha256 = hashing.sha256(self)
         return self._sha256
 
     @cached_property
     def dtype(self) -> str:
-        """The dtype that most of the elements have, see `dtypes`."""
+        """The dtype of most elements, named as in `dtypes`."""
         sizes: dict[str, int] = {}
         for name, dtype in self.dtypes.items():
             sizes[dtype] = sizes.get(dtype, 0) + math.prod(self.shapes[name])
@@ -142,11 +148,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """The size of all tensors together, in bytes."""
         return sum(self[name].nbytes for name in self)
 
 
 def _open(path: Path, where: str) -> Any:
+    """safetensors' handle of a file, which reads tensors when they are asked for."""
     if not path.is_file():
         raise CheckpointError(f"{where}: {path} is missing; copy the checkpoint again")
     try:
@@ -156,7 +163,7 @@ def _open(path: Path, where: str) -> Any:
 
 
 def _shards(folder: Path, where: str) -> dict[str, list[str] | None]:
-    """The files of a folder's weights -> the tensors that its index sees in them; None without an index."""
+    """The names of the files with a folder's weights -> the tensors that its index lists; None without an index."""
     if (folder / INDEX).is_file():
         shards: dict[str, list[str]] = {}
         try:
@@ -179,103 +186,3 @@ def _shards(folder: Path, where: str) -> dict[str, list[str] | None]:
             "(transformers: save_pretrained)"
         )
     raise CheckpointError(f"{where}: {folder} has no {SINGLE}; is it a model folder?")
-
-
-class Described(Protocol):
-    """What the headers of a checkpoint say, or will say once its overlay is made."""
-
-    where: str
-    folder: Path
-
-    @property
-    def shapes(self) -> Shapes:
-        """Each tensor's shape."""
-
-    @property
-    def dtypes(self) -> Mapping[str, str]:
-        """Each tensor's dtype, see `Checkpoint.dtypes`."""
-
-    def file(self, name: str) -> Path:
-        """Where a tensor comes from."""
-
-
-def check_fit(
-    base: Described, experts: Mapping[str, Described], wanted: Shapes, rows: Collection[str] = ()
-) -> None:
-    """Checks that every checkpoint has the tensors that the live model wants, in its shapes.
-
-    Args:
-        wanted: the live model's parameters, name -> shape.
-        rows: those of them that have one row for each token of the vocabulary.
-
-    Raises:
-        CheckpointError: naming the checkpoints and the tensors, all of them at once.
-    """
-    faults = []
-    for checkpoint in (base, *experts.values()):
-        where, folder = checkpoint.where, checkpoint.folder
-        if missing := [name for name in wanted if name not in checkpoint.shapes]:
-            faults.append(
-                f"{where}: {folder} lacks {some(missing)}; all models must be fine-tuned "
-                "from one base and saved under the same tensor names"
-            )
-        for name, shape in wanted.items():
-            if name in checkpoint.shapes and (
-                fault := _fault(checkpoint, name, tuple(shape), rows, of_base=checkpoint is base)
-            ):
-                faults.append(f"{where}: {name} {fault}")
-                break
-    if faults:
-        raise CheckpointError("\n".join(faults))
-
-
-def _fault(
-    checkpoint: Described, name: str, shape: tuple[int, ...], rows: Collection[str], *, of_base: bool
-) -> str | None:
-    """What keeps a tensor from standing in for the live model's of that shape."""
-    found, file = checkpoint.shapes[name], checkpoint.file(name)
-    if checkpoint.dtypes[name] not in CODES.values():
-        return (
-            f"is {checkpoint.dtypes[name]} in {file}: a quantized checkpoint; give the float16, bfloat16 or "
-            "float32 one"
-        )
-    if found != shape and of_base:
-        return f"has shape {list(found)} in {file}, but its config.json asks for {list(shape)}; copy both again"
-    if name in rows and found != shape and found[1:] == shape[1:]:
-        return (
-            f"has {found[0]} rows in {file}, but the base's has {shape[0]}: their vocabularies differ; give "
-            "`vocabulary: base` or `vocabulary: union`, which match rows by token"
-        )
-    if found != shape:
-        return (
-            f"has shape {list(found)} in {file}, but the base's is {list(shape)}; merge models of one architecture"
-        )
-    return None
-
-
-def check_finite(checkpoint: Checkpoint, names: Collection[str]) -> None:
-    """Checks that no tensor has a NaN or an infinity. Reads every byte once.
-
-    Raises:
-        CheckpointError: naming the first that has one, and its file.
-    """
-    for name in names:
-        if not is_finite(checkpoint[name]):
-            raise CheckpointError(
-                f"{checkpoint.where}: {name} has values that are not finite in {checkpoint.file(name)}; copy it "
-                "again, or give another checkpoint"
-            )
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no element is NaN or infinite."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    low, high = torch.aminmax(tensor)  # one pass without a copy; a NaN shows in both
-    return math.isfinite(low.item()) and math.isfinite(high.item())
-
-
-def some(names: list[str]) -> str:
-    """The first few of many names."""
-    shown = ", ".join(names[:3])
-    return shown + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")

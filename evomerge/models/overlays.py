@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from evomerge.errors import CheckpointError
 from evomerge.files.writing import replacing, saving
-from evomerge.models.checkpoints import CODES, is_finite
+from evomerge.models.checkpoints import CODES
+from evomerge.models.fitting import is_finite
 
 _ADVICE = "it holds converted weights"  # where the disk does not take an overlay
 

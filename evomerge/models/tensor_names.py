@@ -1,4 +1,4 @@
-"""Where a tensor sits in a model: its layer, its module group; and what its bytes hash to.
+"""Where a tensor sits in a model: its layer and its module group.
 
 Works on names alone, for any causal language model: the layers are the numbered module list that holds the
 most tensors, and the module group is read off the first telling part of the name. No architecture tables.
@@ -106,3 +106,9 @@ def key_of(keys: Iterable[str], place: Place) -> str | None:
 def layer_count(places: Mapping[str, Place]) -> int:
     """The number of layers; 1 for a model without a numbered module list."""
     return 1 + max((place.layer for place in places.values()), default=0)
+
+
+def some(names: list[str]) -> str:
+    """The first few of many tensors' names, for a message."""
+    shown = ", ".join(names[:3])
+    return shown + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")

@@ -13,6 +13,8 @@ class Parameter:
         per_expert: one value for each expert, or one for all of them together.
         low, high: the range of sound values, inclusive unless `open_low`.
         default: the value where a recipe gives none; None makes it required.
+        selects: whether the parameter says which elements take part. As functions of it, merged weights jump and
+            are flat between the jumps.
     """
 
     name: str
@@ -21,6 +23,7 @@ class Parameter:
     high: float = float("inf")
     open_low: bool = False
     default: float | None = None
+    selects: bool = False
 
     def fault(self, value: float) -> str | None:
         """Why a value is unsound, or None."""

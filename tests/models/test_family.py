@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from evomerge.cli.main import app
 from evomerge.errors import CheckpointError
-from evomerge.models import adapters, overlays, survey
+from evomerge.models import adapter_settings, adapters, overlays, survey
 from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.family import Inputs
 from evomerge.models.source import Source
@@ -37,8 +37,9 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.results import certificate
 from evomerge.results.exporting.folder import export_recipe, export_trial
 from evomerge.studies import check, experiment, life, study, trials
-from evomerge.studies.candidates import score_model, workbench
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates import score_model
+from evomerge.studies.candidates.setup import Setup, prepare
+from evomerge.studies.candidates.workbench import Workbench
 from evomerge.studies.plan import Plan, make_plan, recipe_of
 from tests.helpers.family import experiment_mapping, make_tokenizer
 from tests.helpers.studies import Silent
@@ -78,7 +79,7 @@ def save_adapter(base: Path, out: Path, seed: int = 0, **options: Any) -> Any:
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
-    wrapped.save_pretrained(out)
+    wrapped.save_pretrained(str(out))
     return wrapped.merge_and_unload()
 
 
@@ -112,10 +113,10 @@ def test_an_adapter_is_folded_as_peft_folds_it(
     base = (family if dtype == "float32" else bf16_family) / "models/base"
     merged = save_adapter(base, tmp_path / "lora", **KINDS[kind])
     found = opened(tmp_path / "cache", base, tmp_path / "lora")
-    tolerance = {"rtol": 2e-6, "atol": 2e-6} if dtype == "float32" else {"rtol": 2**-6, "atol": 2**-7}
+    rtol, atol = (2e-6, 2e-6) if dtype == "float32" else (2**-6, 2**-7)
     changed = 0
     for name, parameter in merged.named_parameters():
-        torch.testing.assert_close(found["lora"][name], parameter.data, **tolerance)
+        torch.testing.assert_close(found["lora"][name], parameter.data, rtol=rtol, atol=atol)
         changed += not torch.equal(found["lora"][name], found[""][name])
     assert changed >= 4
     assert found["lora"].dtype == dtype
@@ -147,7 +148,7 @@ def test_weights_that_are_kept_transposed_are_folded_transposed(tmp_path: Path, 
 
 def test_trained_biases_take_the_place_of_the_bases(tmp_path: Path) -> None:
     base = tiny_gpt2(tmp_path / "base")
-    options = {"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "all"}
+    options: dict[str, Any] = {"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "all"}
     merged = save_adapter(base, tmp_path / "lora", **options)
     found = opened(tmp_path / "cache", base, tmp_path / "lora")["lora"]
     for name, parameter in merged.named_parameters():
@@ -174,7 +175,7 @@ def test_folding_gives_the_same_bits_on_any_number_of_threads() -> None:
 
 
 def change_config(folder: Path, **changes: Any) -> None:
-    path = folder / adapters.CONFIG
+    path = folder / adapter_settings.CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
@@ -313,12 +314,12 @@ def test_a_study_looks_for_damage_in_every_byte_before_its_workers_start(
 ) -> None:
     found = survey.survey_models(source(family / "models/base"), {"lora": source(lora)}, "auto")
     setup = Setup(found.base, found.experts, found.dtype, str(tmp_path / "cache"))
-    workbench.prepare(setup, [], found.names, silent)
+    prepare(setup, [], found.names, silent)
     (file,) = (tmp_path / "cache/inputs").glob("*.safetensors")
     sound = file.read_bytes()
     file.unlink()
     file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
-    workbench.prepare(setup, [], found.names, silent)
+    prepare(setup, [], found.names, silent)
     assert file.read_bytes() == sound
 
 
@@ -622,7 +623,7 @@ def test_an_adapter_with_new_tokens_brings_their_rows(tmp_path: Path) -> None:
     tokenizer.add_tokens(["x", "y"])
     model.resize_token_embeddings(8, mean_resizing=False)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
-    wrapped.save_pretrained(tmp_path / "lora", save_embedding_layers=True)
+    wrapped.save_pretrained(str(tmp_path / "lora"), save_embedding_layers=True)
     tokenizer.save_pretrained(tmp_path / "lora")
     experts = {"lora": source(tmp_path / "lora")}
     with pytest.raises(CheckpointError, match=r"experts\.lora: .* has 8 rows .* give `vocabulary: base`"):
@@ -704,7 +705,7 @@ def test_a_workbench_makes_what_is_missing_and_merges_mixtures_exactly(mixtures:
         experts=found.experts,
         dtype=found.dtype,
         layers=found.layers,
-        parameters={"weight": 0.5},
+        parameters={"weight": 0.5},  # type: ignore[dict-item]
     )
     model = bench.build(recipe).model
     base, ant = live(mixtures / "base"), live(mixtures / "ant")

@@ -25,7 +25,7 @@ from evomerge.operators.training.lessons import row_length
 from tests.helpers.family import LETTERS, make_tokenizer, save_family
 
 Open = Callable[..., Any]
-SMALL = {"length": 24, "batch": 8, "steps": 4, "lr": 1e-2}
+SMALL: dict[str, Any] = {"length": 24, "batch": 8, "steps": 4, "lr": 1e-2}
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def context(models: dict[str, Any], tmp_path: Path) -> Callable[..., Context]:
     return make
 
 
-def options(data: Mapping[str, str], **changes: Any) -> Options:
+def options(data: Mapping[str, Any], **changes: Any) -> Options:
     return Options.model_validate({"data": data, "teachers": {"ants": "ant", "bees": "bee"}, **SMALL, **changes})
 
 
@@ -199,7 +199,8 @@ def test_answers_are_computed_once(merged: Open, data: dict[str, str], context: 
 
 
 def test_answers_to_other_questions_are_others(merged: Open, data: dict[str, str], context: Any) -> None:
-    for number, changes in enumerate(({}, {"targets": 3}, {"length": 10}, {"loss": {"temperature": 2.0}})):
+    others: list[dict[str, Any]] = [{}, {"targets": 3}, {"length": 10}, {"loss": {"temperature": 2.0}}]
+    for number, changes in enumerate(others):
         heal(merged, options(data, **changes), context(f"kept{number}"))
     assert len(list(context().folder.iterdir())) == 8
     heal(merged, options(data, rank=2, loss={"kind": "jsd"}), context("kept4", parent=no_parent))
@@ -233,7 +234,7 @@ def test_every_kind_of_text_runs_and_repeats(
 
 
 def test_hard_labels_ask_no_teacher(merged: Open, data: dict[str, str], context: Any) -> None:
-    given = Options(data=data, loss={"hard": 1.0}, **SMALL)
+    given = Options.model_validate({"data": data, "loss": {"hard": 1.0}, **SMALL})
     record = heal(merged, given, context(parent=no_parent))[1].record
     assert record["after"] < record["before"]
     assert record["teachers"] == {}
@@ -361,7 +362,8 @@ def test_teachers_of_another_vocabulary_are_refused(merged: Open, data: dict[str
 def test_the_faults_of_options(merged: Open, data: dict[str, str], tmp_path: Path) -> None:
     config = merged().config
     assert distillation.check(options(data), config) == []
-    assert distillation.check(Options(data=data, loss={"hard": 1.0}, length=24), config) == []
+    alone = Options.model_validate({"data": data, "loss": {"hard": 1.0}, "length": 24})
+    assert distillation.check(alone, config) == []
     wrong = options(
         {**data, "cats": str(tmp_path / "cats.txt"), "dogs": data["ants"] + ".zip"},
         teachers={"ants": "ant", "bees": "bee", "cows": "ant", "dogs": "base"},
@@ -387,7 +389,7 @@ def test_what_it_expects_is_near_what_it_takes(merged: Open, data: dict[str, str
     assert expected.tokens == pytest.approx(applied.cost.tokens, rel=0.1)
     assert expected.peak_bytes == applied.cost.peak_bytes
     assert applied.cost.disk_bytes <= expected.disk_bytes
-    large = distillation.estimate(Options(data=data, teachers=given.teachers), 7_000_000_000)
+    large = distillation.estimate(Options.model_validate({"data": data, "teachers": given.teachers}), 7_000_000_000)
     assert 15e6 < large.peak_bytes / 16 < 30e6
 
 

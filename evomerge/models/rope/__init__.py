@@ -1,7 +1,7 @@
 """The rotary position embedding (RoPE; Su et al. 2021, arXiv:2104.09864) of a live model.
 
-`reading` tells what a model's rope is, `changing` replaces it in place, `query_scale` scales the scores of the attention,
-and `old_keys` writes a rope for readers that are older than transformers 5. No module has a table of architectures.
+`reading` tells what a model's rope is, `changing` replaces it in place, `query_scale` scales the attention's scores
+and `old_keys` writes a rope for readers that are older than transformers 5. There are no tables of architectures.
 """
 
 from __future__ import annotations

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from evomerge.errors import CandidateError
+from evomerge.models.checkpointing import checkpointed, decoder_layers
 from evomerge.operators.training.corpus import Row
 
 # On a CPU the backward pass of the fused kernel is slow on short sequences, and on a GPU its sums have no fixed
@@ -95,7 +93,11 @@ def training(model: Any, parameters: Sequence[Tensor], length: int, *, checkpoin
         undo.enter_context(attention(model, length))
         undo.enter_context(torch.enable_grad())
         if checkpointing:
-            undo.enter_context(_checkpointing(model))
+            if not decoder_layers(model):
+                raise CandidateError(
+                    f"{type(model).__name__} has no layers that can be computed again; drop checkpointing"
+                )
+            undo.enter_context(checkpointed(model))
         for parameter in parameters:
             parameter.requires_grad_(True)
         yield
@@ -106,27 +108,6 @@ def _clean(model: Any) -> None:
     model.eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.grad = None
-
-
-@contextmanager
-def _checkpointing(model: Any) -> Iterator[None]:
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise CandidateError(f"{type(model).__name__} has no layers that can be computed again; drop checkpointing")
-    before = [dict(vars(layer)) for layer in layers]
-    try:
-        for layer in layers:
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-            layer.gradient_checkpointing = True
-            layer.training = True  # of the layer alone, which asks for it; its dropout stays off
-        yield
-    finally:
-        for layer, was in zip(layers, before, strict=True):
-            for name in ("_gradient_checkpointing_func", "gradient_checkpointing", "training"):
-                if name in was:
-                    vars(layer)[name] = was[name]
-                else:
-                    vars(layer).pop(name, None)
 
 
 def _configs(model: Any) -> Iterator[Any]:

@@ -1,0 +1,64 @@
+"""One model of a family: what its headers say, before any tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomerge.errors import CheckpointError
+from evomerge.models import adapter_settings, adapters, checkpoints
+from evomerge.models.adapters import Adapter
+from evomerge.models.checkpoints import Checkpoint
+from evomerge.models.source import Source
+from evomerge.models.tensor_names import Shapes
+
+
+@dataclass
+class Input:
+    """One model of a family as its headers describe it.
+
+    Attributes:
+        where: what names the model in a person's file, for messages.
+        folder: the local folder of `source`.
+        held: the weights in the folder; for an adapter, the adapter's own tensors.
+        shapes, dtypes: those of the tensors that the model will have, before vocabularies are matched.
+        adapter: what the model does to the base, if it is an adapter.
+        converts: whether transformers makes its tensors out of those of the folder.
+    """
+
+    where: str
+    folder: Path
+    source: Source
+    held: Checkpoint
+    shapes: Shapes
+    dtypes: Mapping[str, str]
+    adapter: Adapter | None = None
+    converts: bool = False
+
+    def file(self, name: str) -> Path:
+        """The file that a tensor comes from; the folder, if the tensor is not simply copied from one file."""
+        return self.held.file(name) if name in self.held else self.folder
+
+
+def find_input(source: Source, where: str) -> Input:
+    """A model or an adapter by its source. Only an expert may be an adapter.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    folder = checkpoints.locate(source, where)
+    adapter = where.startswith("experts.") and _is_adapter(folder)
+    if adapter and not (folder / adapters.WEIGHTS).is_file() and (folder / "adapter_model.bin").is_file():
+        raise CheckpointError(
+            f"{where}: {folder} is an adapter with pickled weights, and evomerge reads none; save it again "
+            "with a recent peft"
+        )
+    held = Checkpoint(folder, where, single=adapters.WEIGHTS if adapter else None)
+    return Input(where, folder, source, held, held.shapes, held.dtypes)
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no whole model."""
+    whole = (folder / checkpoints.INDEX).is_file() or (folder / checkpoints.SINGLE).is_file()
+    return not whole and (folder / adapter_settings.CONFIG).is_file()
