@@ -32,7 +32,7 @@ from evomerge.scoring.documents import texts
 from evomerge.scoring.fitness import Fitness
 from evomerge.scoring.tasks import document_texts
 from evomerge.studies.candidates.setup import Setup
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates.workbench import Workbench
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "smollm2"
