@@ -55,26 +55,26 @@ class PassKeys:
 
 @dataclass(frozen=True)
 class Exam:
-    """What the model is asked. texts: (n, TARGET) bytes of running text."""
+    """What a model is asked: to predict running text, `texts` of (n, TARGET) bytes, and to find pass keys."""
 
     texts: Tensor
     keys: PassKeys
 
     @property
     def short(self) -> Tensor:
-        """The texts' ends, as much as fits without extension."""
+        """The last WINDOW bytes of each text, which fit without extension."""
         return self.texts[:, -WINDOW:]
 
 
 def parts() -> dict[str, list[bytes]]:
-    """What is trained on, what a search climbs, and what both never see."""
+    """The texts to train on, those that a search climbs on, and those that both never see."""
     text = read_text("python")
     known = sectors(text, "search")
     return {"train": known[:-1], "climb": known[-1:], "holdout": sectors(text, "holdout")}
 
 
 def exam(part: str, count: int = 128) -> Exam:
-    """So many texts and pass keys of a part."""
+    """An exam of `count` texts and `count` pass keys of a part."""
     rng = random.Random(f"exam/{part}")
     sources = parts()[part]
     texts = torch.tensor([list(_passage(sources, TARGET, rng)) for _ in range(count)])
@@ -84,7 +84,7 @@ def exam(part: str, count: int = 128) -> Exam:
 def pass_keys(
     sources: Sequence[bytes], length: int, count: int, rng: random.Random, shortest: int | None = None
 ) -> PassKeys:
-    """Pass keys in at most `length` bytes; in `shortest` at the least, if given."""
+    """Pass keys in rows of `length` bytes; with `shortest`, in rows of `shortest` to `length` bytes."""
     rows, at = [], []
     for _ in range(count):
         size = length if shortest is None else rng.randint(shortest, length)
@@ -105,7 +105,7 @@ def _passage(sources: Sequence[bytes], size: int, rng: random.Random) -> bytes:
 
 
 def untrained(length: int) -> LlamaForCausalLM:
-    """The tiny model, for texts of so many bytes: 0.12 M parameters, drawn from torch's generator."""
+    """The tiny model for texts of `length` bytes: 0.12 M parameters, drawn from torch's generator."""
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=64,
@@ -134,7 +134,7 @@ def train(seed: int, steps: int = 700, batch: int = 24) -> LlamaForCausalLM:
 def learn(
     model: LlamaForCausalLM, length: int, steps: int, seed: int, *, batch: int, rate: float, warmup: int = 1
 ) -> None:
-    """Trains in place on rows of `length` bytes: half running text, half pass keys, of which only the key."""
+    """Trains in place on rows of `length` bytes: half running text, half pass keys, of which the key is learned."""
     source = torch.tensor(list(b"".join(parts()["train"])))
     examples = _EXAMPLES if length == WINDOW else steps * batch
     keys = pass_keys(parts()["train"], length, examples, random.Random(f"train/{seed}"), shortest=_AROUND + 4)
@@ -150,9 +150,9 @@ def learn(
         hidden = model.model(input_ids=torch.cat([text, asked]), use_cache=False)[0]
         prose = F.cross_entropy(model.lm_head(hidden[: len(text), :-1]).flatten(0, 1), text[:, 1:].flatten())
         lines = torch.arange(len(asked))
-        found = F.cross_entropy(model.lm_head(hidden[len(text) + lines, at - 1]), asked[lines, at])
+        answers = F.cross_entropy(model.lm_head(hidden[len(text) + lines, at - 1]), asked[lines, at])
         optimizer.zero_grad()
-        (prose + found).backward()
+        (prose + answers).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     model.eval()
@@ -167,12 +167,12 @@ def tail_losses(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
 
 
 def tail_loss(model: LlamaForCausalLM, rows: Tensor) -> float:
-    """Their mean."""
+    """The mean of `tail_losses` over the rows."""
     return float(tail_losses(model, rows).mean())
 
 
 @torch.no_grad()
-def found(model: LlamaForCausalLM, keys: PassKeys) -> float:
+def keys_found(model: LlamaForCausalLM, keys: PassKeys) -> float:
     """The share of pass keys found among the ten digits."""
     lines = torch.arange(len(keys.rows))
     hidden = model.model(input_ids=keys.rows, use_cache=False)[0][lines, keys.at - 1]
@@ -197,11 +197,12 @@ _CONTEXT = Context(seed=0, tokenizer=None, folder=Path(), kept=Path())  # a pure
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model answers.
+    """How well a model answers an exam.
 
     Attributes:
-        tail: nats per byte of the last 32 of 256 bytes. window: the same 32 after 32 others: what fits anyway.
-        keys: share of pass keys found in 256 bytes.
+        tail: nats per byte of the last 32 of 256 bytes.
+        window: nats per byte of the same 32 bytes after 32 others, which fit without extension.
+        keys: the share of pass keys that are found in 256 bytes.
     """
 
     tail: float
@@ -211,7 +212,7 @@ class Reading:
 
 @contextmanager
 def stretched(model: LlamaForCausalLM, options: dict[str, Any]) -> Iterator[None]:
-    """The model with its context extended to TARGET; as it was afterwards. Without options: as it is."""
+    """Extends the model's context to TARGET, and undoes that afterwards. Without options it does neither."""
     if not options:
         yield
         return
@@ -224,11 +225,11 @@ def stretched(model: LlamaForCausalLM, options: dict[str, Any]) -> Iterator[None
 
 
 def read(model: LlamaForCausalLM, asked: Exam) -> Reading:
-    return Reading(tail_loss(model, asked.texts), tail_loss(model, asked.short), found(model, asked.keys))
+    return Reading(tail_loss(model, asked.texts), tail_loss(model, asked.short), keys_found(model, asked.keys))
 
 
 def untuned(model: LlamaForCausalLM, asked: Exam, methods: Sequence[str] = tuple(METHODS)) -> dict[str, Reading]:
-    """What each method makes of the model as it is."""
+    """The reading of each method, on the model without further training."""
     readings = {}
     for name in methods:
         with stretched(model, METHODS[name]):
@@ -237,7 +238,7 @@ def untuned(model: LlamaForCausalLM, asked: Exam, methods: Sequence[str] = tuple
 
 
 def tuned(model: LlamaForCausalLM, asked: Exam, seed: int, methods: Sequence[str] = TUNED) -> dict[str, Reading]:
-    """The same after TUNING_STEPS steps of training at TARGET bytes, each method on a copy of its own."""
+    """The reading of each method after TUNING_STEPS steps at TARGET bytes, each on a copy of the model."""
     readings = {}
     for name in methods:
         learner = copy.deepcopy(model)
@@ -257,9 +258,10 @@ OPTIONS = (
 
 
 def searched(model: LlamaForCausalLM, seed: int, candidates: int) -> dict[str, float]:
-    """The options that CMA-ES finds on the part `climb`: tails at TARGET, and as much inside the window.
+    """The options that CMA-ES finds on the part `climb`.
 
-    Each document is a passage; its score the log-likelihood per byte of its tail, after 224 bytes and after 32.
+    Each document is a passage. Its score is the log-likelihood per byte of its tail, the mean of that after 224
+    bytes and that after 32.
     """
     asked = exam("climb", _CLIMBED)
 
@@ -282,7 +284,7 @@ def _yarn(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compared(model: LlamaForCausalLM, asked: Exam, options: Mapping[str, float]) -> dict[str, Reading]:
-    """YaRN as it comes, and with the options found, on documents that the search did not see."""
+    """The readings of YaRN by default and with the options found, on documents that the search did not see."""
     readings = untuned(model, asked, ("yarn", "yarn, not truncated"))
     with stretched(model, _yarn(options)):
         readings["found"] = read(model, asked)

@@ -41,7 +41,7 @@ class _Silent:
 
 
 def run(*, quick: bool, seed: int = 0) -> dict[str, Any]:
-    """Runs it, and prints what the second phase came to."""
+    """Runs the search, and prints what the second phase came to."""
     candidates = 40 if quick else 150
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -133,7 +133,7 @@ def _search(plan: Plan) -> list[Trial]:
 
 
 def _killed(plan: Plan, chance: random.Random, length: int) -> int:
-    """How many trials the log has after a process that searched was killed."""
+    """Kills a process that searches, and returns how many trials the log has then."""
     child = os.fork()
     if child == 0:
         try:

@@ -79,20 +79,20 @@ def text(domain: str) -> bytes:
 
 
 def part(domain: str, which: str) -> bytes:
-    """What of a domain is for `training`, for `healing`, or `held` out."""
+    """The part of a domain's text that is for `training`, for `healing`, or `held` out."""
     whole, wanted = text(domain), {"held": (4,), "healing": (2,), "training": (0, 1, 3)}[which]
     edges = [len(whole) * at // _SECTORS for at in range(_SECTORS + 1)]
     return b"".join(whole[edges[at] : edges[at + 1]] for at in range(_SECTORS) if at % 5 in wanted)
 
 
 def rows(domain: str, which: str, most: int | None = None) -> list[Row]:
-    """The rows of a part; the first of so many evenly spread ones, if there are more."""
-    found = [row for row in corpus.cut(list(part(domain, which)), 1, LENGTH) if len(row.ids) == LENGTH]
-    return found if most is None else [found[number * len(found) // most] for number in range(most)]
+    """The rows of a part; with `most`, so many of them, evenly spread."""
+    every = [row for row in corpus.cut(list(part(domain, which)), 1, LENGTH) if len(row.ids) == LENGTH]
+    return every if most is None else [every[number * len(every) // most] for number in range(most)]
 
 
 class Bytes:
-    """The tokenizer that the operator asks for: a token is a byte."""
+    """A tokenizer as the operator asks for it, whose tokens are bytes."""
 
     eos_token_id = None
 
@@ -102,7 +102,12 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Family:
-    """Trained models. experts: by domain. folder: of the healing texts and of what operators keep."""
+    """The trained base and experts.
+
+    Attributes:
+        experts: domain -> its expert.
+        folder: the folder of the texts to heal on, and of the files that the operator keeps.
+    """
 
     base: Any
     experts: Mapping[str, Any]
@@ -114,7 +119,7 @@ class Family:
         return copy.deepcopy(self.base if name == "base" else self.experts[name])
 
     def merged(self, weights: Sequence[Mapping[str, float]] = ({"prose": 0.5, "code": 0.5},)) -> Any:
-        """base + Σ w (expert - base): weights for each group of layers, or for the whole model."""
+        """base + Σ w (expert - base), with weights for each group of layers in turn, or for the whole model."""
         model = copy.deepcopy(self.base)
         experts = {name: dict(expert.named_parameters()) for name, expert in self.experts.items()}
         with torch.no_grad():
@@ -141,9 +146,9 @@ def family(seed: int, folder: Path, steps: int = 1000, expert_steps: int = 250) 
 
 
 def _learn(model: Any, domains: Sequence[str], course: loop.Course, batch: int, seed: int) -> None:
-    """Trains all weights on the domains' training parts, as many rows of each."""
+    """Trains all weights on the domains' training parts, with equally many rows of each domain in a step."""
     sources = {name: rows(name, "training") for name in domains}
-    orders = {name: corpus.endless(len(found), seed, "base", *domains, name) for name, found in sources.items()}
+    orders = {name: corpus.endless(len(source), seed, "base", *domains, name) for name, source in sources.items()}
     parameters = list(model.parameters())
 
     def supply(step: int) -> Mapping[str, Sequence[Sample]]:
@@ -168,8 +173,11 @@ def _entropy(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Reading:
-    """Held-out log-loss, nats per byte, by domain; `step`: the median of the CPU milliseconds of a training
-    step, nan where nothing is trained."""
+    """The held-out log-loss of each domain, in nats per byte.
+
+    Attributes:
+        step: the median of the CPU milliseconds of a training step; nan where nothing is trained.
+    """
 
     prose: float
     code: float
@@ -178,7 +186,7 @@ class Reading:
 
     @property
     def mean(self) -> float:
-        """Of the two domains that have experts."""
+        """The mean of the two domains that have experts."""
         return (self.prose + self.code) / 2
 
 
@@ -210,19 +218,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @torch.no_grad()
 def read(model: Any) -> Reading:
-    """Held-out log-loss."""
-    found = {}
+    """The held-out log-loss of a model."""
+    losses_by_domain = {}
     for name in DOMAINS:
         samples = [Sample(row, name, number) for number, row in enumerate(rows(name, "held", ASKED))]
-        found[name] = loop.mean_loss(lambda chosen: _entropy(model, chosen), {name: samples}, 4096)
-    return Reading(**found)
+        losses_by_domain[name] = loop.mean_loss(lambda chosen: _entropy(model, chosen), {name: samples}, 4096)
+    return Reading(**losses_by_domain)
 
 
 def healed(family: Family, model: Any, options: Mapping[str, Any], name: str, steps: int = STEPS) -> Reading:
     """Heals a model in place by the operator, and reads it.
 
     Args:
-        name: of the file that is kept.
+        name: the name of the file that the operator keeps.
     """
     ticks = [time.process_time()]
     context = Context(
@@ -242,21 +250,21 @@ def healed(family: Family, model: Any, options: Mapping[str, Any], name: str, st
 
 
 def compared(family: Family, steps: int = STEPS) -> dict[str, Reading]:
-    """The models as they are, the merge healed in all ways, and the best parent healed like it."""
+    """The readings of all models, of the merge healed in all ways, and of the best parent healed like it."""
     merge = family.merged()
-    found = {"base": read(family.base)}
-    found |= {f"expert {name}": read(expert) for name, expert in family.experts.items()}
-    found["merge"] = read(merge)
+    readings = {"base": read(family.base)}
+    readings |= {f"expert {name}": read(expert) for name, expert in family.experts.items()}
+    readings["merge"] = read(merge)
     for name, options in VARIANTS.items():
-        found[name] = healed(family, copy.deepcopy(merge), options, name, steps)
-    best = min(("base", *TAUGHT), key=lambda name: found[name if name == "base" else f"expert {name}"].mean)
-    found["best parent, healed"] = healed(
+        readings[name] = healed(family, copy.deepcopy(merge), options, name, steps)
+    best = min(("base", *TAUGHT), key=lambda name: readings[name if name == "base" else f"expert {name}"].mean)
+    readings["best parent, healed"] = healed(
         family, family.parent(best), VARIANTS["forward KL, live"], "parent", steps
     )
-    found["best parent, hard labels"] = healed(
+    readings["best parent, hard labels"] = healed(
         family, family.parent(best), VARIANTS["hard labels"], "parent-hard", steps
     )
-    return found
+    return readings
 
 
 # --- whether the best before healing are the best after it ------------------------------------------------------
@@ -275,17 +283,17 @@ class Ranks:
         return float(np.corrcoef(*ranks)[0, 1])
 
     def regret(self, share: float) -> float:
-        """What is lost where only the best are healed, as a part of what lies between the median and the best."""
+        """The loss from healing only the best `share`, over the difference of the median and the best."""
         chosen = np.argsort(self.before)[: math.ceil(share * len(self.before))]
         best = min(self.after)
         return float((min(self.after[at] for at in chosen) - best) / (np.median(self.after) - best))
 
 
 def ranked(family: Family, recipes: int = RECIPES) -> Ranks:
-    """Random recipes, a weight in [0, 1] for each expert and group of layers, before and after healing."""
-    rng, found = random.Random(f"recipes/{family.seed}"), Ranks()
+    """Heals random recipes, with a weight in [0, 1] for each expert and group of layers."""
+    rng, ranks = random.Random(f"recipes/{family.seed}"), Ranks()
     for number in range(recipes):
         model = family.merged([{name: rng.random() for name in TAUGHT} for _ in range(GROUPS)])
-        found.before.append(read(model).mean)
-        found.after.append(healed(family, model, VARIANTS["forward KL, top 8"], f"recipe-{number}").mean)
-    return found
+        ranks.before.append(read(model).mean)
+        ranks.after.append(healed(family, model, VARIANTS["forward KL, top 8"], f"recipe-{number}").mean)
+    return ranks

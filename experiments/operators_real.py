@@ -32,7 +32,7 @@ from evomerge.scoring.documents import texts
 from evomerge.scoring.fitness import Fitness
 from evomerge.scoring.tasks import document_texts
 from evomerge.studies.candidates.setup import Setup
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates.workbench import Workbench
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "smollm2"
@@ -57,8 +57,9 @@ class Extended:
     """A method of context extension on the real model.
 
     Attributes:
-        milliseconds: of apply and undo together, the median.
-        window: mean log-loss, nats per token, of windows of 512 tokens. tail: of the last 512 of 4,096 tokens.
+        milliseconds: the time of apply and undo together, the median.
+        window: mean log-loss of windows of 512 tokens, in nats per token.
+        tail: mean log-loss of the last 512 of 4,096 tokens, in nats per token.
     """
 
     milliseconds: float
@@ -67,7 +68,7 @@ class Extended:
 
 
 def extended(quick: bool) -> dict[str, Extended]:
-    """By method; `none` is the model as it is."""
+    """Method -> what it makes of the real model; `none` leaves the model as it is."""
     quiet()
     folder = CACHE / "models" / "base"
     model, tokenizer = load_model(folder, "bfloat16", "cpu"), load_tokenizer(folder)
@@ -75,18 +76,18 @@ def extended(quick: bool) -> dict[str, Extended]:
     ids = tokenizer(prose, return_tensors="pt", verbose=False).input_ids[0]
     windows = ids[: WINDOW * (2 if quick else WINDOWS)].view(-1, WINDOW)
     longs = ids[len(ids) - LONG * (0 if quick else LONGS) :].view(-1, LONG)
-    found = {}
+    results = {}
     for method in METHODS:
         took = milliseconds(model, method, 3 if quick else REPEATS)
         with stretched(model, method):
-            found[method] = Extended(took, loss(model, windows, WINDOW - 1), loss(model, longs, TAIL))
-        print(f"{method:8} {found[method]}", flush=True)
-    return found
+            results[method] = Extended(took, loss(model, windows, WINDOW - 1), loss(model, longs, TAIL))
+        print(f"{method:8} {results[method]}", flush=True)
+    return results
 
 
 @contextmanager
 def stretched(model: Any, method: str) -> Iterator[None]:
-    """The model with its context extended; as it was afterwards."""
+    """Extends the model's context, and undoes that afterwards."""
     undo = _apply(model, method)
     try:
         yield
@@ -95,13 +96,13 @@ def stretched(model: Any, method: str) -> Iterator[None]:
 
 
 def milliseconds(model: Any, method: str, repeats: int) -> float:
-    """Wall time of apply and undo, the median."""
-    found = []
+    """The median wall time of apply and undo together."""
+    times = []
     for _ in range(repeats):
         begun = time.perf_counter()
         _apply(model, method)()
-        found.append(1000 * (time.perf_counter() - begun))
-    return statistics.median(found)
+        times.append(1000 * (time.perf_counter() - begun))
+    return statistics.median(times)
 
 
 def _apply(model: Any, method: str) -> Any:
@@ -113,12 +114,12 @@ def _apply(model: Any, method: str) -> Any:
 
 @torch.inference_mode()
 def loss(model: Any, rows: torch.Tensor, last: int) -> float:
-    """Mean log-loss of so many last tokens of each row; nan without rows."""
-    found = []
+    """The mean log-loss of the `last` last tokens of each row; nan without rows."""
+    losses = []
     for row in rows:
         logits = model(input_ids=row[None], use_cache=False, logits_to_keep=last + 1).logits[0, :-1].float()
-        found.append(float(F.cross_entropy(logits, row[-last:])))
-    return sum(found) / len(found) if found else math.nan
+        losses.append(float(F.cross_entropy(logits, row[-last:])))
+    return sum(losses) / len(losses) if losses else math.nan
 
 
 # --- healing ---------------------------------------------------------------------------------------------------
@@ -126,11 +127,13 @@ def loss(model: Any, rows: torch.Tensor, last: int) -> float:
 
 @dataclass(frozen=True)
 class Healing:
-    """What healing is tried on.
+    """The merges that healing is tried on, and what it learns from.
 
     Attributes:
-        bench: scores on the tasks of one split.
-        merges: by name. data: skill -> its file.
+        bench: the workbench that scores on the tasks of one split.
+        merges: name -> the merge's recipe.
+        data: skill -> the file of its texts.
+        dropped: how many texts were left out because they hold documents of a task.
     """
 
     bench: Workbench
@@ -141,7 +144,14 @@ class Healing:
 
 @dataclass(frozen=True)
 class Row:
-    """A model's accuracy by skill; seconds of training, and the score, for paired differences."""
+    """The results of one model.
+
+    Attributes:
+        accuracy: skill -> the share of right answers.
+        mean: the mean of the skills.
+        training: seconds of training.
+        score: the whole score, for paired differences.
+    """
 
     accuracy: dict[str, float]
     mean: float
@@ -150,15 +160,18 @@ class Row:
 
 
 def fitness(limit: int) -> Fitness:
-    """Of the experiment, with so many documents of each task."""
+    """The experiment's fitness, with at most `limit` documents of each task."""
     home = ROOT / "experiments" / "smollm2"
     data = yaml.safe_load((home / "fitness.yaml").read_text())
     return Fitness.model_validate({**data, "include": str(home / data["include"]), "limit": limit})
 
 
 def prepare(folder: Path, split: str, limit: int, seed: int = 0) -> Healing:
-    """Opens the models and writes what is healed on: of each skill some of what its expert was trained on, less
-    what the guard against overlap finds in the tasks of either split."""
+    """Opens the models, and writes the texts to heal on.
+
+    They are some of those that each skill's expert was trained on, without those in which the guard against overlap
+    finds documents of a task of either split.
+    """
     searched, survey = recipe_files.read_recipe(CACHE / "merged" / "recipe.yaml", lambda text: None)
     searched = searched.model_copy(update={"seed": seed})
     uniform = {"method": "task_arithmetic", "parameters": {"weight": UNIFORM}}
@@ -210,7 +223,7 @@ def _bench(asked: Fitness, survey: Survey, split: str, folder: Path) -> Workbenc
 
 
 def step(healing: Healing, kind: str, steps: int, rate: float | None = None) -> OperatorStep:
-    """The operator: `soft`, forward KL to each skill's expert, or `hard`, the answers alone."""
+    """The healing step: `soft` learns forward KL to each skill's expert, `hard` the texts' answers alone."""
     options: dict[str, Any] = {
         "data": dict(healing.data),
         "steps": steps,
@@ -223,7 +236,7 @@ def step(healing: Healing, kind: str, steps: int, rate: float | None = None) -> 
 
 
 def measured(healing: Healing, recipe: Recipe, step: OperatorStep | None = None) -> Row:
-    """A merge, healed if there is a step, scored."""
+    """Scores a merge, which is healed before if a step is given."""
     steps = () if step is None else (step,)
     score = healing.bench.evaluate(recipe.model_copy(update={"operators": steps}))
     accuracy = {
@@ -235,11 +248,11 @@ def measured(healing: Healing, recipe: Recipe, step: OperatorStep | None = None)
 
 
 def compared(healing: Healing, steps: int = STEPS) -> dict[str, Row]:
-    """The parents, the merges, both healed, and the parent that is best on these very documents, healed as well."""
-    found: dict[str, Row] = {}
+    """Scores the parents and the merges, and heals the merges and the parent that is best on these documents."""
+    results: dict[str, Row] = {}
 
     def add(name: str, recipe: Recipe, step: OperatorStep | None = None) -> None:
-        found[name] = row = measured(healing, recipe, step)
+        results[name] = row = measured(healing, recipe, step)
         print(
             f"{name:28}" + "".join(f"{row.accuracy[skill]:>12.3f}" for skill in SKILLS) + f"{row.mean:>12.3f}"
             f"{row.training:>12.0f}",
@@ -249,15 +262,15 @@ def compared(healing: Healing, steps: int = STEPS) -> dict[str, Row]:
     first = next(iter(healing.merges.values()))
     for name in ("base", *SKILLS):
         add(name, parent_recipe(first, name))
-    best = max(("base", *SKILLS), key=lambda name: found[name].mean)
+    best = max(("base", *SKILLS), key=lambda name: results[name].mean)
     for name, recipe in {best: parent_recipe(first, best), **healing.merges}.items():
-        if name not in found:
+        if name not in results:
             add(name, recipe)
         for kind in RATES:
             add(f"{name}, {kind}", recipe, step(healing, kind, steps))
-    return found
+    return results
 
 
 def difference(healing: Healing, ours: Row, theirs: Row) -> certificate.Paired:
-    """Of the mean accuracies, paired by document."""
+    """The difference of two models' mean accuracies, paired by document."""
     return certificate.paired(certificate.differences(healing.bench.setup.entries, ours.score, theirs.score))

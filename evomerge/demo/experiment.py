@@ -63,7 +63,7 @@ def write_experiment(
     Args:
         folder: holds `models/`.
         candidates: how many merges the search may try.
-        seed: of the search.
+        seed: the seed of the search.
         experts: the skills whose experts are merged.
         study: the study's folder, relative to `folder`.
     """

@@ -1,10 +1,10 @@
 """Trains the demo's family of models from scratch: a base on a mixture of skills, then one expert per skill.
 
 Every expert starts from the base and sees its own skill with a little of the others, so that it does not forget
-them. The models are ordinary Hugging Face folders of tiny Llamas; a minute on one CPU core trains them all.
+them. The models are ordinary Hugging Face folders of tiny Llamas; a minute or two on one CPU core trains them all.
 
-A finished model folder is not trained again. A folder is written aside and renamed once it is whole, and records
-what it was trained with in `training.json`: other settings, another seed or a changed base train it anew.
+A finished model folder is not trained again. A folder is written aside and renamed once it is whole, and its
+`training.json` records what it was trained with: other settings, another seed or a changed base train it anew.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from transformers.utils import logging
 from evomerge.files.writing import folder_aside
 from evomerge.scoring.documents import skills
 
+# Is called with the steps done, the steps in all, and what is being trained.
 Progress = Callable[[int, int, str], None]
 
-
-"""Called with (steps done, steps in all, what is being trained)."""
-
 RECORD = "training.json"
-
-
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<eos>"
 
 
 @dataclass(frozen=True)
 class Course:
-    """How one model is trained: AdamW with a short warm-up and a linear decay to zero."""
+    """How one model is trained: AdamW with a short warm-up and a linear decay to zero.
+
+    Attributes:
+        learning_rate: the highest one.
+        shares: skill -> its share of the examples; shares need not add up to one.
+    """
 
     steps: int
     learning_rate: float
     shares: Mapping[str, float]
-    """Skill to its share of the examples; shares need not add up to one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,13 @@ class Settings:
     The base knows reversing best and sorting least. Experts train gently: larger steps make better experts whose
     differences from the base no longer add up. Sorting and doubling are learned at reversing's cost, so their
     experts rehearse it most.
+
+    Attributes:
+        hidden, layers, heads, mlp: the shape of the models: width, depth, attention heads, width of the MLP.
+        batch: examples per step.
+        warmup: steps until the learning rate is at its highest.
+        base: the base's training.
+        experts: skill -> its expert's training.
     """
 
     hidden: int = 128
@@ -62,9 +69,7 @@ class Settings:
     heads: int = 4
     mlp: int = 320
     batch: int = 64
-    """Examples per step."""
     warmup: int = 20
-    """Steps until the learning rate is at its full height."""
     base: Course = Course(170, 2e-3, {"reverse": 1.0, "sort": 0.12, "double": 0.3})
     experts: Mapping[str, Course] = field(
         default_factory=lambda: {
@@ -78,16 +83,16 @@ class Settings:
 def train_family(
     folder: Path, *, seed: int = 0, settings: Settings | None = None, progress: Progress | None = None
 ) -> dict[str, Path]:
-    """The family's model folders, trained where they are not there yet.
+    """Trains those of the family's models that are not there yet.
 
     Args:
         folder: the models go to `folder/models/base` and `folder/models/expert-<skill>`.
-        seed: of the weights and the examples; the same seed gives the same family.
+        seed: the seed of the weights and the examples; the same seed gives the same family.
         settings: shape and courses; the shipped ones unless given.
-        progress: called after every training step, and once for a model that was already there.
+        progress: is called after every training step, and once for a model that was already there.
 
     Returns:
-        "base" and each expert's skill, in the settings' order, to its folder.
+        "base" and each expert's skill, in the settings' order -> the model's folder.
     """
     settings = settings or Settings()
     courses = {"base": settings.base, **settings.experts}
@@ -128,18 +133,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _record(settings: Settings, name: str, seed: int) -> dict[str, Any]:
-    """What decides a model's weights: an expert's record holds its base's course too."""
+    """All that decides a model's weights. An expert's record holds its base's course too."""
     shape = {key: value for key, value in asdict(settings).items() if key not in ("base", "experts")}
     course = settings.base if name == "base" else settings.experts[name]
     return {"model": name, "seed": seed, **shape, "base": asdict(settings.base), "course": asdict(course)}
 
 
 def _is_finished(path: Path, record: dict[str, Any]) -> bool:
+    """Whether a folder holds a model that was trained with this record."""
     try:
-        found = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        written = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(found == record)
+    return bool(written == record)
 
 
 def _report(progress: Progress | None, done: int, total: int, text: str) -> None:
@@ -161,7 +167,7 @@ def _no_bars() -> Iterator[None]:
 
 @contextmanager
 def _reproducible(key: str) -> Iterator[None]:
-    """One thread and a generator seeded by `key`; both are put back afterwards."""
+    """Gives torch one thread and a generator that is seeded by `key`; both are put back afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -198,7 +204,11 @@ def _start(settings: Settings, base: Path | None) -> LlamaForCausalLM:
 
 
 def _train(model: LlamaForCausalLM, course: Course, settings: Settings, *, seed: str) -> Iterator[int]:
-    """Trains in place, and yields the number of steps done after each."""
+    """Trains a model in place, and yields the number of steps done after each step.
+
+    The loop of `operators.training` is another one on purpose: it splits a step by tokens and trains without weight
+    decay, so that these models would come out with other bits.
+    """
     pairs = _mixture(course, settings.batch, seed)
     words = tokenizer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=course.learning_rate, betas=(0.9, 0.98), weight_decay=0.1)
@@ -216,7 +226,7 @@ def _train(model: LlamaForCausalLM, course: Course, settings: Settings, *, seed:
 
 
 def _mixture(course: Course, batch: int, seed: str) -> list[tuple[str, str]]:
-    """Examples for all the steps of a course, the skills mixed by their shares."""
+    """The examples, prompt and answer, of all the steps of a course: skills are drawn by their shares."""
     rng = random.Random(f"mixture/{seed}")
     names = rng.choices(list(course.shares), weights=list(course.shares.values()), k=course.steps * batch)
     drawn = {
@@ -226,7 +236,7 @@ def _mixture(course: Course, batch: int, seed: str) -> list[tuple[str, str]]:
 
 
 def _tensors(words: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and the tokens to predict, both (batch, length); -100 where nothing is learned.
+    """Token ids and the tokens to predict, both int64 (batch, length); -100 where nothing is learned.
 
     Only answers are learned, with the end token after them: a prompt's letters are random.
     """
@@ -249,7 +259,7 @@ def _loss(model: LlamaForCausalLM, inputs: torch.Tensor, labels: torch.Tensor) -
 
 
 def _save(model: LlamaForCausalLM, path: Path, record: dict[str, Any]) -> None:
-    """Writes the folder aside, its record last, then puts it in its place."""
+    """Writes a model's folder aside, with its record last, and then puts it in its place."""
     aside = folder_aside(path)
     model.save_pretrained(aside)
     tokenizer().save_pretrained(aside)

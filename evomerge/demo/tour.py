@@ -26,11 +26,12 @@ EXPORT = "merged"
 
 
 def run(folder: Path, candidates: int, err: Console, out: Console) -> dict[str, Any]:
-    """Runs the demo in a folder. What is there already is not made again, so it may be interrupted.
+    """Runs the demo in a folder. It may be interrupted, for what is there already is not made again.
 
     Args:
-        candidates: of the whole search; a later call with more goes on.
-        err, out: consoles for progress and for the result.
+        candidates: the budget of the whole search; a later call with more goes on.
+        err: the console for progress.
+        out: the console for the result.
 
     Returns:
         The result as plain values.
@@ -73,6 +74,7 @@ def run(folder: Path, candidates: int, err: Console, out: Console) -> dict[str, 
 
 
 def _train(folder: Path, err: Console) -> None:
+    """Trains the family, with a progress bar on a terminal and a line for each model elsewhere."""
     columns = (TextColumn("   {task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("training", total=None)
@@ -89,7 +91,7 @@ def _train(folder: Path, err: Console) -> None:
 
 
 def _search(path: Path, candidates: int, err: Console) -> tuple[Plan, list[Trial]]:
-    """Begins the search, or goes on with the one that is there."""
+    """Begins the search, or goes on with the one that is there. Returns its plan and all of its trials."""
     experiment = load_experiment(path)
     folder = Path(experiment.study)
     if (folder / EXPERIMENT).exists():

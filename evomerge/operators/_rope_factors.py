@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BETA_FAST, BETA_SLOW = 32.0, 1.0  # YaRN's choice for Llama (section 3.2)
-
 
 def curve(knots: Sequence[float], count: int) -> np.ndarray:
     """The parts of ln(s) of `count` dimensions: float64 (count,), non-decreasing.
@@ -46,13 +44,13 @@ def ramp(slow: float, fast: float, original: int, theta: float, dimension: int) 
     return share
 
 
-def yarn(factor: float, original: int, theta: float, dimension: int) -> np.ndarray:
-    """The logarithms of YaRN's factors, 1 / (1 - r + r/s), as parts of ln(s): float64 (dimension / 2,).
+def yarn(share: np.ndarray, factor: float) -> np.ndarray:
+    """The logarithms of YaRN's factors, 1 / (1 - r + r/s), as parts of ln(s): float64, shaped as `share`.
 
     Args:
+        share: r, see `ramp`.
         factor: s, at least 1.
     """
-    share = ramp(BETA_SLOW, BETA_FAST, original, theta, dimension)
     return share if factor == 1.0 else -np.log1p(share / factor - share) / math.log(factor)
 
 

@@ -29,18 +29,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from evomerge.errors import CandidateError, suggest
 from evomerge.files.schema import Strict
 from evomerge.operators import Applied, Context, Cost, _rope_factors
-from evomerge.operators._rope_factors import BETA_FAST, BETA_SLOW
 from evomerge.recipes.recipe import Corpus
 
 TRAINING = False
 
 Method = Literal["linear", "ntk", "yarn", "longrope", "llama3"]
 
+BETA_FAST, BETA_SLOW = 32.0, 1.0  # YaRN's choice for Llama (section 3.2)
 LOW_FREQUENCY, HIGH_FREQUENCY = 1.0, 4.0  # Llama 3.1's choice
 
 # Option -> the method that it belongs to.
@@ -158,8 +159,9 @@ def rope_parameters(options: Options, config: Any, dimension: int) -> dict[str, 
         low, high = sorted((options.low_freq_factor, options.high_freq_factor))
         stretched |= {"low_freq_factor": low, "high_freq_factor": high}
     else:
-        parts = _rope_factors.yarn(factor, original, theta, dimension)
-        if options.knots is not None:
+        if options.knots is None:
+            parts = _yarn_parts(factor, original, theta, dimension)
+        else:
             parts = _rope_factors.curve(options.knots, dimension // 2)
         factors = [float(value) for value in factor**parts]
         stretched |= {"short_factor": factors, "long_factor": list(factors)}
@@ -172,7 +174,12 @@ def yarn_knots(options: Options, config: Any, dimension: int, count: int) -> tup
 
     original, length = lengths(options, config)
     theta = rope.parameters(config)["rope_theta"]
-    return _rope_factors.knots_near(_rope_factors.yarn(length / original, original, theta, dimension), count)
+    return _rope_factors.knots_near(_yarn_parts(length / original, original, theta, dimension), count)
+
+
+def _yarn_parts(factor: float, original: int, theta: float, dimension: int) -> np.ndarray:
+    """The factors of YaRN with its default betas, as parts of ln(factor): float64 (dimension / 2,)."""
+    return _rope_factors.yarn(_rope_factors.ramp(BETA_SLOW, BETA_FAST, original, theta, dimension), factor)
 
 
 def check(options: Options, config: Any) -> list[str]:

@@ -1,3 +1,5 @@
+"""Distillation heals a merge: it trains once, keeps what it changed, and gives the same bits again."""
+
 from __future__ import annotations
 
 import copy

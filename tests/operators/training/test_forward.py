@@ -65,7 +65,7 @@ def test_a_model_is_clean_after_training(model: Any) -> None:
         assert all(parameter.requires_grad for parameter in parameters)
         assert ["forward" in vars(layer) for layer in model.model.layers] == [True, True]
         assert not any(module.training for module in model.modules())
-        forward.logits(model, [Row((4, 5, 6), 1)])[0].sum().backward()
+        forward.logits(model, [Row((4, 5, 6), 1)])[0].sum().backward()  # type: ignore[no-untyped-call]
         assert parameters[0].grad is not None
         raise KeyError
     assert [(sorted(vars(module)), module.training) for module in model.modules()] == before
