@@ -75,7 +75,7 @@ def plain(model, scorer, terms, documents):
     """F, by one plain forward pass a request, and metrics written anew."""
     total = 0.0
     for task, (metric, share) in terms.items():
-        built = scorer._tasks[task]
+        built = scorer.tasks[task]
         for at in documents[task]:
             sums = []
             for slot in scorer.requests.slots[task][at]:

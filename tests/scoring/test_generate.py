@@ -66,7 +66,7 @@ def ways(monkeypatch):
 
 
 def texts(scorer):
-    return [document.instances[0].resps[0] for document in scorer._tasks["made"].documents]
+    return [document.instances[0].resps[0] for document in scorer.tasks["made"].documents]
 
 
 def test_answers_that_reach_their_length_are_counted(make):
@@ -189,7 +189,7 @@ def test_few_shot_prompts_are_answered_as_in_stock_lm_eval(
         scorer.score()
         samples = scoring_stock(model, scoring_tokenizer, ["gen_numbers"], num_fewshot=5)["samples"]["gen_numbers"]
         wanted = {sample["doc_id"]: sample["resps"][0][0] for sample in samples}
-        documents = scorer._tasks["gen_numbers"].documents
+        documents = scorer.tasks["gen_numbers"].documents
         assert [document.instances[0].resps[0] for document in documents] == [wanted[at] for at in sorted(wanted)]
     assert set(ways) == {"own"}
 

@@ -51,7 +51,7 @@ def test_prompts_do_not_depend_on_the_other_tasks(make):
     alone, among = make(few), make("mc_prefixes", few, "gen_numbers")
 
     def prompts(scorer):
-        return [document.instances[0].args for document in scorer._tasks["mc_letters"].documents]
+        return [document.instances[0].args for document in scorer.tasks["mc_letters"].documents]
 
     assert prompts(alone) == prompts(among)
 
@@ -138,7 +138,7 @@ def test_document_hashes_find_shared_documents_whatever_the_prompt_around_them(m
 def test_documents_that_differ_behind_equal_choices_have_different_hashes(make):
     """The choices are contexts here, and what follows them tells documents apart."""
     scorer = make("mc_inputs")
-    choices = [scorer._tasks["mc_inputs"].documents[at].instances[0].args[0] for at in (0, 6)]
+    choices = [scorer.tasks["mc_inputs"].documents[at].instances[0].args[0] for at in (0, 6)]
     assert choices[0] == choices[1]
     assert len(set(scorer.document_hashes("mc_inputs"))) == 8
 
@@ -146,7 +146,7 @@ def test_documents_that_differ_behind_equal_choices_have_different_hashes(make):
 def test_references_are_the_different_answers_that_are_not_blank(make):
     def references(name):
         scorer = make(TaskSpec(name, reference=True))
-        return [[one.args[1] for one in document.references] for document in scorer._tasks[name].documents]
+        return [[one.args[1] for one in document.references] for document in scorer.tasks[name].documents]
 
     bee = [" bee"]
     assert references("gen_several") == [bee, bee, [" bee", " 2 bees"], [" bee", " 3 bees"], bee, bee]
