@@ -12,7 +12,7 @@ This is the one room that imports lm_eval. Import each name from its module; imp
     generate, endings, generation_options   generation requests; log-likelihood requests go to `forward`
     metrics, smooth_metrics  answers become lm-eval's per-document metrics, and those that a search can climb
     backward, sloped_metrics   the gradient of the fitness in the model's weights
-    lm_eval_parts, quiet     what is used of lm-eval though it is not documented; its silence and its seeds
+    lm_eval_parts, quiet     parts of lm-eval that it does not document; its silence and its seeds
     forward/                 tokens through a model; knows no lm-eval
     documents/               the texts of the tasks that ship with evomerge
 

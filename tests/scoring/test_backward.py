@@ -75,14 +75,14 @@ def plain(model, scorer, terms, documents):
     for task, (metric, share) in terms.items():
         built = scorer.tasks[task]
         for at in documents[task]:
-            sums = []
+            parts = []
             for slot in scorer.requests.slots[task][at]:
                 for number in slot.numbers:
                     one = scorer.requests.likelihoods[number]
                     logits = model(input_ids=torch.tensor([one.row]), use_cache=False).logits[0, -len(one.answer) :]
                     logprobs = logits.float().log_softmax(-1)
-                    sums.append(logprobs.gather(1, torch.tensor(one.answer)[:, None]).sum())
-            sums = torch.stack([torch.zeros(()), *sums])[1:]  # a text may be empty
+                    parts.append(logprobs.gather(1, torch.tensor(one.answer)[:, None]).sum())
+            sums = torch.stack([torch.zeros(()), *parts])[1:]  # a text may be empty
             if built.task.OUTPUT_TYPE == "multiple_choice":
                 sums = sums[: len(built.task.doc_to_choice(built.documents[at].record))]  # acc_mutual_info has more
             if task == "rolling":
@@ -171,7 +171,7 @@ def test_micro_batches_change_nothing_but_the_last_digits(make, family):
     found = []
     for tokens in (1, 64, 100_000):
         model, scorer = make(TERMS, family, batch_tokens=tokens)
-        shapes = []
+        shapes: list[torch.Size] = []
         model.base_model.register_forward_pre_hook(
             lambda _, __, keywords, shapes=shapes: shapes.append(keywords["input_ids"].shape), with_kwargs=True
         )

@@ -223,7 +223,7 @@ def test_generate_survives_running_out_of_memory(make, scoring_model):
     scorer = make(length=6, model=model, batch_tokens=4096)
     scorer.score()
     calm = texts(scorer)
-    failures = []
+    failures: list[None] = []
 
     def check(_, __, keywords):
         if len(keywords["input_ids"]) > 2:

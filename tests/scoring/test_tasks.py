@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from lm_eval.tasks import TaskManager
 
 from evomerge.errors import ConfigError
 from evomerge.scoring import task_names
@@ -18,8 +19,8 @@ def make(scoring_model, scoring_tokenizer, scoring_tasks):
 
     def make(*specs, **keywords):
         keywords.setdefault("include", scoring_tasks)
-        specs = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in specs]
-        return Scorer(model, scoring_tokenizer, specs, **keywords)
+        chosen = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in specs]
+        return Scorer(model, scoring_tokenizer, chosen, **keywords)
 
     return make
 
@@ -91,7 +92,7 @@ def test_a_task_of_lm_evals_own_is_found_without_indexing_them_all(make, monkeyp
     """Its data are on the network, so that it can be found but not built here."""
     monkeypatch.setattr(task_names, "is_local", lambda *_: False)
     indexed = []
-    build = task_names.TaskManager
+    build = TaskManager
 
     def counted(**keywords):
         indexed.append(keywords)
