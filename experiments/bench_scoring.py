@@ -74,7 +74,7 @@ def parse() -> argparse.Namespace:
 
 
 def versions() -> dict[str, str]:
-    """What a reader needs to judge the figures."""
+    """The versions that a reader needs to judge the figures."""
     names = ("evomerge", "torch", "transformers", "lm_eval")
     return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
@@ -87,7 +87,7 @@ def available() -> int:
 
 
 class Bench:
-    """One model, and all workloads as tasks in a temporary folder."""
+    """Measures one model on all workloads, which are tasks in a temporary folder."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         from bench_scoring_models import Candidates, load
@@ -138,8 +138,8 @@ class Bench:
             self.candidates.next()
             stock_runs.append(self.stock.run(workload.name, batch))
             our_runs.append(ours.run())
-            found = (stock_runs[-1], our_runs[-1], ours.answers(workload.name), self.arguments.dtype)
-            checks.append(check.compare(workload, self.folder, *found))
+            results = (stock_runs[-1], our_runs[-1], ours.answers(workload.name), self.arguments.dtype)
+            checks.append(check.compare(workload, self.folder, *results))
         seconds = statistics.median(run.seconds for run in our_runs)
         stock_seconds = statistics.median(run.seconds for run in stock_runs)
         inside = statistics.median(run.inside for run in stock_runs)
@@ -167,7 +167,7 @@ class Bench:
         }
 
     def _best_batch(self, workload: Workload, longest: int) -> tuple[int, dict[int, float]]:
-        """HFLM's fastest batch size on some documents, and its seconds at each; those that fit into memory."""
+        """HFLM's fastest batch size on some documents, and its seconds at each size that fits into memory."""
         config = self.subject.model.config
         limit = self._limit(workload)
         tried: dict[int, float] = {}
@@ -181,12 +181,12 @@ class Bench:
         return min(tried, key=lambda batch: tried[batch]), tried
 
     def _limit(self, workload: Workload) -> int:
-        """Documents whose rows fill the largest batch that is tried."""
+        """How many documents fill the largest batch that is tried."""
         rows = workload.choices if workload.kind == "choice" else 1
         return min(-(-self.batches[-1] // rows), self.counts[workload.name])
 
     def _memory(self, workload: Workload, row: dict[str, Any]) -> dict[str, int]:
-        """Both sides' peaks in bytes; nothing where they are not wanted or cannot be had."""
+        """Both sides' peaks in bytes; {} where they are not wanted or cannot be measured."""
         from bench_scoring_memory import can_measure, peak
 
         if self.arguments.no_memory or not can_measure():
@@ -217,7 +217,7 @@ def _print(row: dict[str, Any]) -> None:
 
 
 def misses(row: dict[str, Any]) -> Iterator[str]:
-    """Aims that a workload falls short of. Generating loops outside the model: its share has no aim."""
+    """The aims that a workload misses. Generating loops outside the model, so its share has no aim."""
     if row["wanted"] and row["times_faster"] < row["wanted"]:
         yield f"{row['times_faster']:.1f} times as fast, not {row['wanted']:g}"
     generates = row["workload"].startswith("generate")
@@ -253,15 +253,15 @@ def main() -> int:
         about |= {"model": bench.subject.told, "dtype": arguments.dtype, "repeats": bench.repeats}
         print(f"model: {about['model']}; medians of {bench.repeats} candidates")
         print(f"lm-eval's description of the machine, in no figure below: {about['env_seconds']:.1f} s a call")
-        found = list(bench.rows())
-    missed = {row["workload"]: list(misses(row)) for row in found}
+        rows = list(bench.rows())
+    missed = {row["workload"]: list(misses(row)) for row in rows}
     for name, texts in missed.items():
         if texts:
             print(f"{name}: {'; '.join(texts)}")
     if arguments.json:
-        content = {**about, "rows": found, "missed": missed}
+        content = {**about, "rows": rows, "missed": missed}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return int(any(row["faults"] for row in found))
+    return int(any(row["faults"] for row in rows))
 
 
 if __name__ == "__main__":

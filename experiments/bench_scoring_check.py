@@ -1,4 +1,4 @@
-"""Whether both sides of the scoring benchmark found the same, and how many tokens had to be forwarded."""
+"""Whether both sides of the scoring benchmark give the same answers, and how many tokens had to be forwarded."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ _CHOICES = {"float32": 1e-3, "bfloat16": 1.5}
 
 @dataclass(frozen=True)
 class Check:
-    """What was compared on one candidate.
+    """The comparison of one candidate's answers.
 
-    difference: the largest, of the right answers' log-likelihoods and of the margins to the best wrong ones; for
-    rolling, of the texts' log-likelihoods, as a share of them; of generated texts, the share that differs.
-    faults: what is wrong.
+    Attributes:
+        difference: the largest difference between the right answers' log-likelihoods, or between their margins to
+            the best wrong ones; for rolling, between the texts' log-likelihoods, as a share of them; for generated
+            texts, the share that differs.
+        faults: what is wrong, one line each.
     """
 
     difference: float
@@ -57,7 +59,10 @@ def compare(workload: Workload, folder: Path, stock: StockRun, ours: OurRun, tex
 
 
 def _choices(answers: Answers, golds: list[int], ours: dict[str, np.ndarray]) -> tuple[Check, bool]:
-    """Also whether the best two choices of some document lie no further apart than the two sides do."""
+    """The comparison of multiple choice, and whether some document is tied within it.
+
+    A document is tied if its best two choices lie no further apart than the two sides do.
+    """
     right, margins = [], []
     for at, gold in enumerate(golds):
         choices = np.array([answers[at][index][0] for index in sorted(answers[at])])
@@ -69,9 +74,9 @@ def _choices(answers: Answers, golds: list[int], ours: dict[str, np.ndarray]) ->
 
 
 def tokens(ours: Ours, run: OurRun) -> dict[str, Any]:
-    """What was forwarded, against the prefix tree of the rows: of log-likelihood rows or of prompts.
+    """How many tokens were forwarded, and how many the prefix trees of rows and prompts hold.
 
-    Generated tokens are in `tokens` and not in the tree.
+    Generated tokens are counted in `tokens` and not in the tree.
     """
     rows, prompts = ours.rows()
     longest = max(map(len, [*rows, *prompts]))

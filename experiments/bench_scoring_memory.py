@@ -17,12 +17,15 @@ from typing import Any
 
 
 def can_measure() -> bool:
-    """Whether this system keeps such marks."""
+    """Whether this system keeps a mark of the highest resident size that can be put back."""
     return os.access("/proc/self/clear_refs", os.W_OK)
 
 
 def peak(request: dict[str, Any]) -> int:
-    """Bytes. request: side, model, dtype, seed, threads, folder, task, batch, limit."""
+    """The peak memory of one call, in bytes.
+
+    request: has the keys side, model, dtype, seed, threads, folder, task, batch and limit.
+    """
     command = [sys.executable, __file__, json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -31,7 +34,7 @@ def peak(request: dict[str, Any]) -> int:
 
 
 def _resident(mark: str) -> int:
-    """VmHWM, the highest resident size, or VmRSS, the present one, in bytes."""
+    """This process's resident size in bytes. mark: VmHWM for the highest, VmRSS for the present one."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{mark}:"))
 

@@ -20,9 +20,11 @@ _POSITIONS = 4096
 
 @dataclass(frozen=True)
 class Subject:
-    """A live model on CPU, its tokenizer, the language of its tasks; in words: what it is.
+    """A live model on CPU, its tokenizer, and the language of its tasks.
 
-    large: whether it is of the size of SmolLM2-135M or more.
+    Attributes:
+        told: says in words what the model is.
+        large: whether it has more than 50 million parameters.
     """
 
     model: Any
@@ -33,7 +35,7 @@ class Subject:
 
 
 def load(which: str, dtype: str, seed: int) -> Subject:
-    """tiny, smollm2, or the folder of a model."""
+    """The model that `which` names: tiny, smollm2, or the folder of a model."""
     torch.manual_seed(seed)
     if which == "tiny":
         return _tiny(dtype)
@@ -115,7 +117,7 @@ def _trained_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 class Candidates:
-    """Overwrites a model's weights in place: each tensor times a factor near 1, another one each time."""
+    """Overwrites a model's weights in place: multiplies each tensor by a factor near 1, another one each time."""
 
     def __init__(self, model: Any, seed: int) -> None:
         self._parameters = list(model.parameters())
@@ -124,7 +126,7 @@ class Candidates:
 
     @torch.no_grad()
     def next(self) -> None:
-        """The next candidate; factors multiply the first weights, so that they do not drift."""
+        """Makes the next candidate. Factors multiply the first weights, so that weights do not drift."""
         for at, parameter in enumerate(self._parameters):
             factor = self._rng.uniform(0.98, 1.02)
             parameter.mul_(factor / self._factors[at])

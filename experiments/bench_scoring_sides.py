@@ -33,11 +33,11 @@ class _Timed(HFLM):  # type: ignore[misc]
 
     def _clocked(self, answer: Callable[..., list[Any]], requests: list[Any], **keywords: Any) -> list[Any]:
         start = time.perf_counter()
-        found = answer(requests, **keywords)
+        answers = answer(requests, **keywords)
         self.spent += time.perf_counter() - start
-        for request, one in zip(requests, found, strict=True):
+        for request, one in zip(requests, answers, strict=True):
             self.answers.setdefault(request.doc_id, {})[request.idx] = one
-        return found
+        return answers
 
     def loglikelihood(self, requests: list[Any], **keywords: Any) -> list[Any]:
         return self._clocked(super().loglikelihood, requests, **keywords)
@@ -53,8 +53,11 @@ class _Timed(HFLM):  # type: ignore[misc]
 class StockRun:
     """One call of `simple_evaluate`.
 
-    seconds: whole. inside: in HFLM, without loading and prompting the task. answers: document -> request -> what
-    HFLM answered. results: metric -> aggregate.
+    Attributes:
+        seconds: of the whole call.
+        inside: seconds in HFLM, without loading and prompting the task.
+        answers: document -> request -> HFLM's answer.
+        results: metric -> aggregate.
     """
 
     seconds: float
@@ -81,7 +84,7 @@ class Stock:
         self._lm.spent, self._lm.answers = 0.0, {}
         start = time.perf_counter()
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
-            found = lm_eval.simple_evaluate(
+            evaluated = lm_eval.simple_evaluate(
                 self._lm,
                 tasks=[task],
                 task_manager=self._manager,
@@ -92,14 +95,14 @@ class Stock:
         seconds = time.perf_counter() - start
         aggregates = {
             name.split(",")[0]: value
-            for name, value in found["results"][task].items()
+            for name, value in evaluated["results"][task].items()
             if name.endswith(",none") and isinstance(value, float | int)
         }
         return StockRun(seconds, self._lm.spent, self._lm.answers, aggregates)
 
 
 def env_seconds() -> float:
-    """What lm-eval's description of the machine takes in each call. To be asked before a Stock is made."""
+    """The seconds that lm-eval's description of the machine takes in a call; ask before a Stock is made."""
     start = time.perf_counter()
     lm_eval.evaluator.add_env_info({})
     return time.perf_counter() - start
@@ -139,7 +142,7 @@ class Meter:
 
     @contextlib.contextmanager
     def watching(self, model: Any) -> Iterator[None]:
-        """Counts meanwhile."""
+        """Counts the seconds of all passes within this context."""
         body = model.base_model
         layers = [layer for part in body.children() if type(part).__name__ == "ModuleList" for layer in part]
         watched = [model, body, *body.children(), *layers, model.get_output_embeddings()]
@@ -166,7 +169,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class OurRun:
-    """One call of `score`: seconds, those of them in the model's forward passes, and the report."""
+    """One call of `score`. forward: its seconds in the model's forward passes."""
 
     seconds: float
     forward: float
@@ -174,7 +177,7 @@ class OurRun:
 
 
 class Ours:
-    """A Scorer of one task; how long it took to make."""
+    """A Scorer of one task. build_seconds: how long it took to make."""
 
     def __init__(self, subject: Subject, folder: Path, task: str) -> None:
         self._model = subject.model
@@ -192,14 +195,13 @@ class Ours:
         return OurRun(seconds, meter.spent, report)
 
     def rows(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-        """Token ids of log-likelihood requests' rows, as lm-eval forwards them; and of prompts to continue."""
+        """The token ids of log-likelihood requests' rows, as lm-eval forwards them; and of prompts to continue."""
         requests = self.scorer.requests
         return [one.row for one in requests.likelihoods], [one.prompt for one in requests.generations]
 
     def answers(self, task: str) -> list[Any]:
-        """What the latest call answered to the first request of each document."""
-        scorer: Any = self.scorer
-        return [document.instances[0].resps[0] for document in scorer._tasks[task].documents]
+        """The latest call's answer to the first request of each document."""
+        return [document.instances[0].resps[0] for document in self.scorer.tasks[task].documents]
 
 
 def tree_tokens(rows: list[tuple[int, ...]]) -> int:

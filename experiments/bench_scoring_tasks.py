@@ -43,8 +43,12 @@ _PLACES = _words("near behind beside above under before after beyond inside arou
 class Language:
     """How questions are written.
 
-    start, end: what stands before and after a question. delimiter: between prompt and answer. shot: between
-    examples. stop: ends a generated answer. letters: names of listed options.
+    Attributes:
+        start, end: the text before and after a question.
+        delimiter: the text between prompt and answer.
+        shot: the text between examples.
+        stop: the text that ends a generated answer.
+        letters: the names of listed options.
     """
 
     start: str
@@ -63,7 +67,7 @@ class Language:
         raise NotImplementedError
 
     def listed(self, letter: str) -> str:
-        """What stands before an option that a prompt lists."""
+        """The text before an option that a prompt lists."""
         raise NotImplementedError
 
 
@@ -105,10 +109,13 @@ class Demo(Language):
 class Workload:
     """One task.
 
-    kind: choice, letters (one-token answers that the prompt lists), generate or rolling.
-    sampler: of the examples: first_n (the same for all documents) or default (others for each document).
-    facts: statements per question. words: the least and the greatest length of an answer.
-    documents: how many, for the tiny model and for large ones. wanted: times faster than lm-eval, at least.
+    Attributes:
+        kind: choice, letters (one-token answers that the prompt lists), generate or rolling.
+        sampler: draws the examples: first_n (the same for all documents) or default (others for each document).
+        facts: statements per question.
+        words: the least and the greatest length of an answer.
+        documents: how many there are for the tiny model and for large ones.
+        wanted: how many times faster than lm-eval ours should be, at least; None where there is no aim.
     """
 
     name: str
@@ -166,7 +173,7 @@ def _document(workload: Workload, language: Language, rng: random.Random) -> dic
 
 
 def _form(workload: Workload, language: Language) -> dict[str, Any]:
-    """What depends on the kind of a task: prompts, answers, metrics."""
+    """The part of a task's YAML that depends on its kind: prompts, answers, metrics."""
     prompt = language.start + "{{question}}" + language.end
     if workload.kind == "rolling":
         return {

@@ -158,7 +158,7 @@ def _known(numbers: Iterable[int], digests: list[bytes], kept: dict[bytes, KeptA
 
 
 def _salt(model: Any) -> bytes:
-    """A digest of what besides its weights decides a model's answers: its configuration, and that of generation."""
+    """A digest of a model's configurations, which decide its answers besides its weights."""
     config = {name: value for name, value in model.config.to_diff_dict().items() if name not in _NAMES}
     generation = getattr(model, "generation_config", None)
     ways = {} if generation is None else generation.to_diff_dict()

@@ -16,7 +16,7 @@ from evomerge.errors import CandidateError, one_line
 from evomerge.scoring.encoder import Encoder
 from evomerge.scoring.endings import Endings, LogitsWatch, StopRows
 from evomerge.scoring.forward.budgets import Budget, Recent
-from evomerge.scoring.forward.decode import Decoder, Reading, prepare
+from evomerge.scoring.forward.decode import Decoder, Reading, prepare_reading
 from evomerge.scoring.forward.masks import TreeMasks
 from evomerge.scoring.forward.requests import GenerationRequest
 from evomerge.scoring.generation_options import is_greedy, is_plain, keywords_of
@@ -154,7 +154,7 @@ class Generator:
         """Lays the prompts of some requests out."""
         prompts = [np.array(self._requests[at].prompt, dtype=np.int64) for at in rows]
         reads, answers = self._budgets
-        return prepare(self._model, prompts, self._requests[rows[0]].max_tokens, reads, answers.tokens)
+        return prepare_reading(self._model, prompts, self._requests[rows[0]].max_tokens, reads, answers.tokens)
 
     def _generation(self, request: GenerationRequest, answer: list[int], finite: bool) -> Generation:
         """An answer as text. answer: token ids. finite: whether all its logits were finite."""

@@ -45,7 +45,8 @@ class Scorer:
 
     Attributes:
         documents: task -> how many documents it has; ids count from 0. A group's tasks appear by their own names.
-        expanded: the task, group or tag of each spec -> the tasks it stands for.
+        expanded: the task, group or tag of each spec -> the names of the tasks it stands for.
+        tasks: name -> the built task.
         shared: whether rows that begin alike are forwarded together. False where the model cannot be told which
             token sees which, and each row is forwarded by itself.
         requests: the requests of all tasks, as token ids.
@@ -81,11 +82,11 @@ class Scorer:
         with quiet():
             encoder = Encoder(model, tokenizer, max_length)
             template = encoder.apply_chat_template if apply_chat_template else None
-            self.expanded, self._tasks = build_tasks(specs, include, template)
-            self.requests = requests = TokenizedTasks(encoder, self._tasks)
-            self._metrics = {name: Metrics(built) for name, built in self._tasks.items()}
+            self.expanded, self.tasks = build_tasks(specs, include, template)
+            self.requests = requests = TokenizedTasks(encoder, self.tasks)
+            self._metrics = {name: Metrics(built) for name, built in self.tasks.items()}
             self._engine = Engine(model, encoder, requests.likelihoods, requests.generations, batch_tokens)
-        self.documents = {name: len(built.documents) for name, built in self._tasks.items()}
+        self.documents = {name: len(built.documents) for name, built in self.tasks.items()}
         self.shared, self.full_forward = self._engine.shared, self._engine.full_forward
         self.max_length: int = encoder.max_length
         self.cut = {name: self.requests.count_cut(slots) for name, slots in self.requests.slots.items()}
@@ -93,7 +94,7 @@ class Scorer:
         self.note = "\n".join((*slow, *self._cut_lines())) or None
         self._ascent = Ascent(
             model,
-            self._tasks,
+            self.tasks,
             self.requests.likelihoods,
             self.requests.likelihood_numbers(),
             full_forward=self.full_forward,
@@ -106,14 +107,14 @@ class Scorer:
 
     def higher_is_better(self, task: str, metric: str) -> bool:
         """Whether a greater value of the metric is better, as the task says; True for smooth metrics."""
-        return bool(self._tasks[task].task.higher_is_better().get(metric.split(",")[0], True))
+        return bool(self.tasks[task].task.higher_is_better().get(metric.split(",")[0], True))
 
     def document_hashes(self, task: str) -> tuple[str, ...]:
         """The sha256 of each document's own question and answers: equal where two tasks share a document.
 
         Few-shot examples, the chat template and the order of the choices have no part in it.
         """
-        return tuple(document.digest for document in self._tasks[task].documents)
+        return tuple(document.digest for document in self.tasks[task].documents)
 
     def score(self, documents: Mapping[str, Sequence[int]] | None = None, answers: Answers | None = None) -> Report:
         """Scores the model's present weights.

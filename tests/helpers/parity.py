@@ -6,7 +6,7 @@ import pytest
 
 def responses(scorer, task):
     """What the scorer's model answered: one list per document."""
-    return [[instance.resps for instance in document.instances] for document in scorer._tasks[task].documents]
+    return [[instance.resps for instance in document.instances] for document in scorer.tasks[task].documents]
 
 
 def assert_equal_to_stock(scorer, report, stock):

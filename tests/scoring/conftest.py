@@ -15,6 +15,8 @@ from evomerge.scoring.encoder import Encoder
 from evomerge.scoring.engine import Engine
 from evomerge.scoring.forward.requests import LikelihoodRequest
 from evomerge.scoring.quiet import quiet
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 from tests.helpers.builtin_tasks import write_builtin_tasks
 from tests.helpers.tiny_models import VOCABULARY, make_tiny_model
 
@@ -31,6 +33,17 @@ CORPUS = [
     "Question: How many legs has the elephant number 3? A. blue B. grey C. red D. green Answer: A",
     "Q: 20 wings and 21 wings is A: 41 the crocodile likes the bee very much in the end",
 ]
+GENERATION_TASK = """
+task: {name}
+custom_dataset: !function data.questions
+output_type: generate_until
+test_split: test
+doc_to_text: "Q: {{{{text}}}}\\nA:"
+doc_to_target: answer
+repeats: {repeats}
+generation_kwargs: {{until: {until}, max_gen_toks: {length}{more}}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
 
 
 def _tokenizer(*, bos: bool) -> PreTrainedTokenizerFast:
@@ -145,5 +158,19 @@ def scoring_few_shot():
             answers[-1] = answers[0] + ids(2)
             pairs += [(context + answer[:-1], answer) for answer in answers]
         return pairs
+
+    return make
+
+
+@pytest.fixture
+def scoring_make_generation(scoring_model, scoring_tokenizer, scoring_tasks, tmp_path):
+    """Makes a scorer of one generation task with the given stop strings and length."""
+    (tmp_path / "data.py").write_text((scoring_tasks / "data.py").read_text())
+
+    def make(until="[]", length=12, more="", repeats=1, model=None, **keywords):
+        text = GENERATION_TASK.format(name="made", until=until, length=length, more=more, repeats=repeats)
+        (tmp_path / "made.yaml").write_text(text)
+        model = model or scoring_model("llama")
+        return Scorer(model, scoring_tokenizer, [TaskSpec("made")], include=tmp_path, **keywords)
 
     return make

@@ -4,6 +4,7 @@ import math
 import resource
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_what_begin_gives_does_not_grow_with_the_call():
 
 def test_a_call_is_written_now_and_then(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("evomerge.scoring.answers.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     kept = Answers(tmp_path, "key")
     kept.begin(CALL)
     kept.add(some(1))

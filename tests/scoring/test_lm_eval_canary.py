@@ -13,6 +13,7 @@ import lm_eval.utils
 import pytest
 from lm_eval.api import metrics
 from lm_eval.api.instance import Instance
+from lm_eval.api.utils import maybe_delimit
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -82,7 +83,7 @@ def test_a_task_says_how_an_answer_follows_its_prompt(task: Any) -> None:
     assert isinstance(task.fewshot_cfg.target_delimiter, str), (
         "ConfigurableTask.fewshot_cfg.target_delimiter has gone"
     )
-    assert lm_eval_parts.maybe_delimit("So:", "four").startswith("So:"), "lm_eval.api.utils.maybe_delimit has gone"
+    assert maybe_delimit("So:", "four").startswith("So:"), "lm_eval.api.utils.maybe_delimit has gone"
 
 
 def test_a_task_has_filters_that_can_be_applied(task: Any) -> None:

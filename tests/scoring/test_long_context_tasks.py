@@ -64,7 +64,7 @@ def test_every_shipped_task_is_built(scoring_model, scoring_tokenizer):
     scorer = Scorer(scoring_model("llama"), scoring_tokenizer, specs, include=SHIPPED, max_length=20_000)
     assert scorer.note is None
     for name in NAMES:
-        (document,) = scorer._tasks[name].documents
+        (document,) = scorer.tasks[name].documents
         length = int(name.removesuffix("_test").rsplit("_", 1)[1])
         longest = max(len("".join(instance.args).encode()) for instance in document.instances)
         assert length - 60 < longest <= length + (512 if name.startswith("long_tail") else 0)
@@ -86,7 +86,7 @@ def test_scores_equal_stock_lm_eval(bos, scoring_model, scoring_tokenizers, scor
 def test_a_tails_score_is_nats_per_byte(make):
     scorer = make("long_tail_short")
     score = scorer.score().tasks["long_tail_short"]
-    sizes = [len(document.record["tail"].encode()) for document in scorer._tasks["long_tail_short"].documents]
+    sizes = [len(document.record["tail"].encode()) for document in scorer.tasks["long_tail_short"].documents]
     np.testing.assert_allclose(
         score.metrics["loglikelihood_per_byte"], score.metrics["loglikelihood"] / np.array(sizes)
     )

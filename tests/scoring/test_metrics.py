@@ -66,7 +66,7 @@ def test_smooth_metrics_where_contexts_differ_and_choices_are_asked_for_twice(ma
     scorer = make("mc_inputs")
     score = scorer.score().tasks["mc_inputs"]
     assert scorer.metrics("mc_inputs")[:2] == ("acc", "acc_mutual_info")
-    for at, document in enumerate(scorer._tasks["mc_inputs"].documents):
+    for at, document in enumerate(scorer.tasks["mc_inputs"].documents):
         assert [instance.args[0] == "" for instance in document.instances] == [False] * 3 + [True] * 3
         logprobs = np.array([instance.resps[0][0] for instance in document.instances[:3]])
         for name, value in choice_metrics(logprobs, [at % 3]).items():
@@ -100,7 +100,7 @@ def test_perplexities_of_each_document_and_of_all(make):
     assert not any(scorer.higher_is_better("rolling", name) for name in official)
     assert all(scorer.higher_is_better("rolling", name) for name in smooth)
     score = scorer.score().tasks["rolling"]
-    texts = [document.record["text"] for document in scorer._tasks["rolling"].documents]
+    texts = [document.record["text"] for document in scorer.tasks["rolling"].documents]
     words = np.array([len(re.split(r"\s+", text)) for text in texts])
     sizes = np.array([len(text.encode()) for text in texts])
     nats = score.metrics["loglikelihood"]
@@ -148,7 +148,7 @@ def test_several_references_add_their_probabilities(make, scoring_tokenizer):
     assert scorer.higher_is_better("gen_several", "loglikelihood")
     found = scorer.score().tasks["gen_several"].metrics["loglikelihood"]
     model = HFLM(pretrained=scorer._model, tokenizer=scoring_tokenizer, batch_size=1)
-    for at, document in enumerate(scorer._tasks["gen_several"].documents):
+    for at, document in enumerate(scorer.tasks["gen_several"].documents):
         answers = model.loglikelihood(list(document.references), disable_tqdm=True)
         assert found[at] == pytest.approx(math.log(sum(math.exp(nats) for nats, _ in answers)), abs=1e-4)
 

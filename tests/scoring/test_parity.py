@@ -99,7 +99,7 @@ def test_references_equal_a_task_of_stock_lm_eval_that_asks_for_them(
     scorer = Scorer(model, scoring_tokenizer, [spec], include=scoring_tasks, apply_chat_template=chat)
     stock = scoring_stock(model, scoring_tokenizer, [same], num_fewshot=shots, apply_chat_template=chat)
     samples = stock["samples"][same]
-    prompts = [document.references[0].args[0] for document in scorer._tasks[name].documents]
+    prompts = [document.references[0].args[0] for document in scorer.tasks[name].documents]
     assert prompts == [sample["arguments"][0][0] for sample in samples]
     wanted = [sample["resps"][0][0][0] for sample in samples]
     assert scorer.score().tasks[name].metrics["loglikelihood"].tolist() == pytest.approx(wanted, abs=1e-4)

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from lm_eval.tasks import TaskManager
 
 from evomerge.errors import ConfigError
 from evomerge.scoring import task_names
@@ -18,8 +19,8 @@ def make(scoring_model, scoring_tokenizer, scoring_tasks):
 
     def make(*names_or_specs, **keywords):
         keywords.setdefault("include", scoring_tasks)
-        specs = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in names_or_specs]
-        return Scorer(model, scoring_tokenizer, specs, **keywords)
+        chosen = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in specs]
+        return Scorer(model, scoring_tokenizer, chosen, **keywords)
 
     return make
 
@@ -51,7 +52,7 @@ def test_prompts_do_not_depend_on_the_other_tasks(make):
     alone, among = make(few), make("mc_prefixes", few, "gen_numbers")
 
     def prompts(scorer):
-        return [document.instances[0].args for document in scorer._tasks["mc_letters"].documents]
+        return [document.instances[0].args for document in scorer.tasks["mc_letters"].documents]
 
     assert prompts(alone) == prompts(among)
 
@@ -91,7 +92,7 @@ def test_a_task_of_lm_evals_own_is_found_without_indexing_them_all(make, monkeyp
     """Its data are on the network, so that it can be found but not built here."""
     monkeypatch.setattr(task_names, "is_local", lambda *_: False)
     indexed = []
-    build = task_names.TaskManager
+    build = TaskManager
 
     def counted(**keywords):
         indexed.append(keywords)
@@ -138,7 +139,7 @@ def test_document_hashes_find_shared_documents_whatever_the_prompt_around_them(m
 def test_documents_that_differ_behind_equal_choices_have_different_hashes(make):
     """The choices are contexts here, and what follows them tells documents apart."""
     scorer = make("mc_inputs")
-    choices = [scorer._tasks["mc_inputs"].documents[at].instances[0].args[0] for at in (0, 6)]
+    choices = [scorer.tasks["mc_inputs"].documents[at].instances[0].args[0] for at in (0, 6)]
     assert choices[0] == choices[1]
     assert len(set(scorer.document_hashes("mc_inputs"))) == 8
 
@@ -146,7 +147,7 @@ def test_documents_that_differ_behind_equal_choices_have_different_hashes(make):
 def test_references_are_the_different_answers_that_are_not_blank(make):
     def references(name):
         scorer = make(TaskSpec(name, reference=True))
-        return [[one.args[1] for one in document.references] for document in scorer._tasks[name].documents]
+        return [[one.args[1] for one in document.references] for document in scorer.tasks[name].documents]
 
     bee = [" bee"]
     assert references("gen_several") == [bee, bee, [" bee", " 2 bees"], [" bee", " 3 bees"], bee, bee]

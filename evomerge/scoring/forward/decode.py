@@ -70,7 +70,9 @@ class Reading:
     max_tokens: int
 
 
-def prepare(model: Any, prompts: Sequence[np.ndarray], max_tokens: int, reads: Budget, columns: int) -> Reading:
+def prepare_reading(
+    model: Any, prompts: Sequence[np.ndarray], max_tokens: int, reads: Budget, columns: int
+) -> Reading:
     """Lays prompts out in forward passes, and their answers in batches.
 
     Args:

@@ -21,7 +21,7 @@ from evomerge.scoring.forward.costs import cost_of
 from evomerge.scoring.forward.masks import TreeMasks
 from evomerge.scoring.forward.prefixes import plan_passes
 from evomerge.scoring.forward.requests import LikelihoodRequest
-from evomerge.scoring.forward.scored_groups import Group, Prepared, prepare
+from evomerge.scoring.forward.scored_groups import Group, Prepared, prepare_requests
 from evomerge.scoring.forward.walk import Walk
 
 Scores = dict[int, tuple[float, bool]]
@@ -125,7 +125,7 @@ class Packed:
         )
         places = dict(zip(tails, plan.places, strict=True))
         requests = {number: self._requests[number] for number in chosen}
-        return prepare(
+        return prepare_requests(
             requests,
             plan,
             [places[self._row_of[number]] for number in requests],

@@ -65,7 +65,7 @@ class _Scored:
     where: np.ndarray
 
 
-def prepare(
+def prepare_requests(
     chosen: dict[int, LikelihoodRequest], plan: PassPlan, places: Sequence[np.ndarray], device: Any, *, at_once: int
 ) -> Prepared:
     """Makes requests ready.

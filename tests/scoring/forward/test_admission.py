@@ -64,6 +64,7 @@ def test_a_window_narrower_than_the_kept_path_is_kept_to(family, pairs, scoring_
     """Rows, the beginning they share and single batches are all longer than the window."""
     model = scoring_model(family)
     masks = admission.describe(model)
+    assert masks is not None
     assert masks.window == 16 < min(len(row) for row, _ in pairs if len(row) > 3)
     for batch_tokens in (24, 1024):
         assert_equal_to_plain_forwards(model, scoring_engine(model, pairs, batch_tokens=batch_tokens), pairs)
@@ -73,6 +74,7 @@ def test_a_window_narrower_than_the_kept_path_is_kept_to(family, pairs, scoring_
 def test_a_window_one_token_off_is_noticed(family, scoring_model):
     model = scoring_model(family)
     masks = admission.describe(model)
+    assert masks is not None
     assert admission.admit_trees(model, masks, 100)
     for off in (-1, 1):
         windows = {kind: window and window + off for kind, window in masks.windows.items()}

@@ -147,8 +147,8 @@ def test_answers_given_before_memory_ran_out_are_not_given_again(prompts, scorin
     requests = [generation(prompt, LENGTH) for prompt in dict.fromkeys(map(tuple, prompts))]
     engine = scoring_engine(model, generations=requests, batch_tokens=32)
     calm = engine.answer([], range(len(requests)), None).generations
-    given: list[object] = []
-    failures: list[object] = []
+    given: list[int] = []
+    failures: list[tuple[int, ...]] = []
     failures, _ = short_of_memory(model, lambda *_: len(given) < 4 or failures)
     tight = engine._generator.run(range(len(requests)), report=lambda new: given.extend(new))
     assert len(failures) == 1
@@ -222,7 +222,7 @@ def test_a_bf16_model_answers_with_the_best_tokens_of_float32_logits(
 def test_prompts_are_cut_into_batches_in_the_order_in_which_they_are_ready(scoring_model, prompts):
     model = scoring_model("llama")
     rows = [np.array(row) for row in dict.fromkeys(map(tuple, prompts))]
-    reading = decode.prepare(model, rows, LENGTH, reads=Budget(32), columns=200)
+    reading = decode.prepare_reading(model, rows, LENGTH, reads=Budget(32), columns=200)
     assert sorted(at for wave in reading.waves for at in wave) == list(range(len(rows)))
     ready = [int(reading.places[at][:, 0].max()) for wave in reading.waves for at in wave]
     assert ready == sorted(ready)

@@ -1,5 +1,7 @@
 """The streamed output layer against plain log_softmax, and the check that a model may use it."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -28,13 +30,14 @@ def test_streamed_log_probabilities_equal_log_softmax(chunk, bias, monkeypatch):
 
 def test_bfloat16_hidden_states_get_float32_log_probabilities():
     torch.manual_seed(0)
-    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    units: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
+    before = units.fp32_precision
     hidden, weight = 3 * torch.randn(40, 64).bfloat16(), torch.randn(3000, 64).bfloat16()
     where, tokens = torch.arange(40), torch.randint(0, 3000, (40,))
     logprobs, _ = head.answer_logprobs(hidden, weight, None, lambda logits: logits, where, tokens)
     wanted = (hidden.double() @ weight.double().T).log_softmax(-1)[where, tokens]
     torch.testing.assert_close(logprobs.double(), wanted, rtol=0, atol=1e-4)
-    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]
+    assert units.fp32_precision == before
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "cohere", "granite"])
