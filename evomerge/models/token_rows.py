@@ -1,4 +1,4 @@
-"""The rows of a family's embeddings and heads, matched by the tokens of its tokenizers where vocabularies differ."""
+"""The rows of a family's embeddings and heads, matched by token where the models' vocabularies differ."""
 
 from __future__ import annotations
 
