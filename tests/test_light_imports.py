@@ -21,6 +21,7 @@ LIGHT = (
     "evomerge.models.tensor_names",
     "evomerge.recipes.canonical",
     "evomerge.recipes.files",
+    "evomerge.recipes.mergekit_yaml",
     "evomerge.recipes.parameters",
     "evomerge.recipes.recipe",
 )
