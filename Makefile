@@ -1,10 +1,11 @@
 # `make demo` and `make test` set up all they need: a virtual environment in .venv and the install.
+# `make quick` is for the minutes between two changes: it leaves out what is slow and what starts Ray.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint unit bench clean
+.PHONY: demo test quick lint unit bench clean
 
 demo: $(READY)
 	$(BIN)/evomerge demo
@@ -18,6 +19,9 @@ lint: $(READY)
 
 unit: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+quick: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not ray"
 
 bench: $(READY)
 	$(BIN)/python experiments/bench_merge.py --quick

@@ -16,9 +16,9 @@ import torch
 from bench_merge_common import METHODS, Bench, Noise, config_of, head, line, millions, seconds, shapes_of, spread
 from torch import Tensor
 
-from evomerge import plugins
-from evomerge.merging.kernels import passes
-from evomerge.merging.kernels.tables import Magnitudes
+from evomerge.merging import methods
+from evomerge.merging.kernels import compiling, passes
+from evomerge.merging.kernels.order_statistics import Magnitudes
 from evomerge.merging.methods import TensorInputs
 
 WANTED = 0.8  # of the ceiling, at least
@@ -59,9 +59,9 @@ def _tables(models: list[Model], names: Sequence[str]) -> dict[tuple[str, ...], 
 
 def _pass(method_name: str, models: list[Model], live: Model) -> Callable[[int], None]:
     """The merge of all tensors with the number-th set of coefficients."""
-    method = plugins.load("methods", method_name)
+    method = methods.load(method_name)
     names = tuple(f"expert{k}" for k in range(1, len(models)))
-    compiled = passes.can_compile(torch.device(_DEVICE))
+    compiled = compiling.can_compile(torch.device(_DEVICE))
     tables = _tables(models, names) if method_name == "ties" else {}
 
     def run(number: int) -> None:

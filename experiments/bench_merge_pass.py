@@ -17,7 +17,7 @@ import torch
 from bench_merge_common import METHODS, Bench, Family, head, line, live_model, millions, seconds, spread
 from torch import Tensor
 
-from evomerge.merging.kernels import passes
+from evomerge.merging.kernels.compiling import can_compile
 from evomerge.merging.merger import Compile, Merger, prepare
 from evomerge.recipes.recipe import Recipe
 
@@ -38,7 +38,7 @@ _COLUMNS = (
 
 def compiling() -> Compile:
     """Compiled whatever the size, where there is a compiler."""
-    return "always" if passes.can_compile(torch.device("cpu")) else "never"
+    return "always" if can_compile(torch.device("cpu")) else "never"
 
 
 def tables(family: Family, method: str, cache: Path) -> float:

@@ -199,7 +199,7 @@ def _healing_goals(rows: Sequence[Mapping[str, operators_healing.Reading]]) -> N
             float(np.median(gap(f"{kl}, live", f"{kl}, top 8", "step"))),
             least=0.0,
         )
-    for control in ("both teachers averaged", "prose teaches both", "code teaches both"):
+    for control in ("prose teaches both", "code teaches both"):
         goal(f"{control} minus teacher by domain, worst seed", min(gap(control, "forward KL, live")), least=0.0)
     goal(
         "best parent, healed minus merge, healed, worst seed",

@@ -17,9 +17,10 @@ from bench_scoring_models import Subject
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from evomerge.scoring import Report, Scorer, TaskSpec
 from evomerge.scoring.forward import head
 from evomerge.scoring.quiet import quiet
+from evomerge.scoring.reports import Report, TaskSpec
+from evomerge.scoring.scorer import Scorer
 
 Answers = dict[int, dict[int, Any]]
 
@@ -192,8 +193,8 @@ class Ours:
 
     def rows(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
         """Token ids of log-likelihood requests' rows, as lm-eval forwards them; and of prompts to continue."""
-        scorer: Any = self.scorer
-        return [request.row for request in scorer._likelihoods], [one.prompt for one in scorer._generations]
+        requests = self.scorer.requests
+        return [one.row for one in requests.likelihoods], [one.prompt for one in requests.generations]
 
     def answers(self, task: str) -> list[Any]:
         """What the latest call answered to the first request of each document."""

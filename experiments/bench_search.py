@@ -38,6 +38,7 @@ import numpy as np
 from simulator import LANDSCAPES, Simulator
 
 from evomerge import plugins
+from evomerge.searching import samplers
 from evomerge.searching.documents import Fidelity
 from evomerge.searching.maximize import maximize
 from evomerge.searching.samplers import Problem, Result
@@ -146,7 +147,7 @@ def _simulate(
 
     def watch(spent: int, lines: Sequence[Line], recommended: Genome | None) -> None:
         points = [] if recommended is None else [recommended]
-        whole = [line for line in lines if line.whole]
+        whole = [line for line in lines if line.all_documents]
         if whole:  # the candidate that scored best, or the mean, whichever is truly better: no one could know
             points.append(max(whole, key=lambda line: line.value or 0.0).genome)
         curve.append((spent, max(float(world.true(point(one))[0]) for one in points)))
@@ -179,7 +180,7 @@ def proposals(given: argparse.Namespace) -> dict[str, Any]:
     for name in plugins.names("samplers"):
         if name in ("optunahub", "gp", "tpe"):  # needs a package; far slower: minutes
             continue
-        module = plugins.load("samplers", name)
+        module = samplers.load(name)
         sampler = module.make(Problem(coordinates, 0, [initial(coordinates)]), module.Options())
         random = np.random.default_rng(0)
         seen, number, last = 0, 0, 0.0

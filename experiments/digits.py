@@ -114,7 +114,7 @@ def coordinates(low: float = 0.0, high: float = 3.0) -> list[Coordinate]:
     After ten steps the networks are far too unsure of themselves, so merges may be larger than their parents.
     """
     return [
-        Coordinate(f"weight.l{block}.{expert}", low, high, 0.5, log=False)
+        Coordinate(f"weight.l{block}.{expert}", low, high, 0.5, log=False, depth=block)
         for block in range(BLOCKS)
         for expert in EXPERTS
     ]
@@ -141,7 +141,7 @@ def search(seed: int, sampler: str, metric: str, fidelity: Fidelity, evaluations
     curve: list[tuple[float, float]] = []
 
     def watch(spent: int, lines: Sequence[Line], recommended: Genome | None) -> None:
-        whole = [line for line in lines if line.whole]
+        whole = [line for line in lines if line.all_documents]
         best = max(whole, key=lambda line: line.value or 0.0).genome if whole else recommended
         if best is not None:
             curve.append((spent / TRAINING, float(digits.accuracy(matrix(best), TEST).mean())))

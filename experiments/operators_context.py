@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evomerge.operators import Context, context_extension
-from evomerge.scoring.documents import long_context
+from evomerge.scoring.documents import hiding
 from evomerge.scoring.documents.texts import read_text, sectors
 from evomerge.searching.documents import Fidelity
 from evomerge.searching.maximize import maximize
@@ -92,7 +92,7 @@ def pass_keys(
         passage = _passage(sources, size - _AROUND, rng)
         while any(48 <= byte < 58 for byte in passage):
             passage = _passage(sources, size - _AROUND, rng)
-        row = f"{long_context.hide(passage, [f'Key={digit}.'], [rng.random()])}\nKey={digit}".encode()
+        row = f"{hiding.hide(passage, [f'Key={digit}.'], [rng.random()])}\nKey={digit}".encode()
         rows.append(list(row.ljust(length)))
         at.append(len(row) - 1)
     return PassKeys(torch.tensor(rows), torch.tensor(at))

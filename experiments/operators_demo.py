@@ -16,8 +16,9 @@ from typing import Any
 import search_models
 import yaml
 
-from evomerge.results.certificate import as_json, certify_winner, p_text
+from evomerge.results.certificate import as_json, certify_winner
 from evomerge.results.exporting.folder import export_trial
+from evomerge.results.paired_test import p_text
 from evomerge.scoring.documents import skills
 from evomerge.studies import life, study
 from evomerge.studies.candidates import score_model
@@ -55,7 +56,7 @@ def run(*, quick: bool, seed: int = 0) -> dict[str, Any]:
         winner = best_trial(trials)
         assert winner is not None
         rows = [
-            {"role": one.role, "of": one.of, "fitness": one.value, "mean": one.mean}
+            {"role": one.role, "of": one.parent, "fitness": one.value, "mean": one.mean}
             for one in trials
             if not one.searched
         ]

@@ -203,7 +203,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "JSD, live": _options("full", loss={"kind": "jsd"}, **_LIVE),
     "forward KL, T=2, live": _options("full", loss={"temperature": 2.0}, **_LIVE),
     "half hard, live": _options("full", loss={"hard": 0.5}, **_LIVE),
-    "both teachers averaged": _options("full", teachers={name: list(TAUGHT) for name in TAUGHT}, targets="live"),
     "prose teaches both": _options("full", teachers=dict.fromkeys(TAUGHT, "prose"), targets="live"),
     "code teaches both": _options("full", teachers=dict.fromkeys(TAUGHT, "code"), targets="live"),
 }

@@ -28,9 +28,10 @@ from evomerge.operators.training import overlap
 from evomerge.recipes.recipe import FRAME, OperatorStep, Recipe, parent_recipe
 from evomerge.results import certificate
 from evomerge.results.exporting import recipe_files
-from evomerge.scoring import document_texts
 from evomerge.scoring.documents import texts
 from evomerge.scoring.fitness import Fitness
+from evomerge.scoring.tasks import document_texts
+from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.candidates.workbench import Setup, Workbench
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -229,7 +230,7 @@ def measured(healing: Healing, recipe: Recipe, step: OperatorStep | None = None)
         name.removeprefix("smollm2_").removesuffix("_holdout"): value
         for name, value in score.measured.tasks.items()
     }
-    seconds = score.left["distillation"]["training_seconds"] if step else math.nan
+    seconds = score.training_records["distillation"]["training_seconds"] if step else math.nan
     return Row(accuracy, score.measured.mean, seconds, score)
 
 

@@ -126,7 +126,7 @@ def _curve(plan: Plan, trials: list[Trial], holdout: _Holdout, full: int) -> Cur
     changes: list[tuple[int, Trial]] = []
     best: Trial | None = None
     spent = 0
-    batches = any(not trial.whole for trial in trials)
+    batches = any(not trial.all_documents for trial in trials)
     for trial in trials:
         if trial.role == "final":  # it only tells the score of what was chosen before
             continue

@@ -13,10 +13,10 @@ import numpy as np
 import yaml
 from search_models import _Silent, _tiny
 
-from evomerge.scoring import Report, TaskScore
-from evomerge.scoring.objective import Measured
+from evomerge.scoring.measured import Measured
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.studies import experiment, life, study
-from evomerge.studies.candidates.workbench import Score
+from evomerge.studies.candidates.score import Score
 from evomerge.studies.plan import make_plan
 from evomerge.studies.workers.jobs import Job, Outcome
 
@@ -44,9 +44,15 @@ class _MadeUp:
             values = random.random(len(ids))
             tasks[name] = TaskScore(ids, {"acc": values, "probability": values}, {"probability": values.mean()})
         means = {name: float(task.aggregates["probability"]) for name, task in tasks.items()}
-        measured = Measured(float(np.mean(list(means.values()))), means, means)
+        measured = Measured(means, means)
         report = Report(tasks, 0, 0, dict.fromkeys(tasks, 0), {})
-        return Score(measured, report, {name: (name,) for name in tasks}, {"merge": 0.0, "scoring": 0.0})
+        return Score(
+            float(np.mean(list(means.values()))),
+            measured,
+            report,
+            {name: (name,) for name in tasks},
+            {"merge": 0.0, "scoring": 0.0},
+        )
 
     def close(self) -> None:
         pass

@@ -20,6 +20,11 @@ from tests.helpers.family import experiment_mapping, save_family
 from tests.helpers.postgresql import serve
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests that need Ray first, so that one of several processes runs them all and starts it once."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with models/base, models/ant, models/bee (float32, 4 layers) and tasks/."""

@@ -188,6 +188,18 @@ def test_each_library_has_one_home(library: str) -> None:
     assert users, f"nothing uses {library}: take it off the list"
 
 
+def test_no_test_module_imports_another() -> None:
+    """What two of them need stands in tests/helpers or a conftest.py, so that either may be moved or run alone."""
+    tests = Code(ROOT / "tests")
+    faults = [
+        f"{module} imports {name}"
+        for module in tests.files
+        for name in tests.imports(module)
+        if name.startswith("tests.") and not name.startswith("tests.helpers.")
+    ]
+    assert faults == []
+
+
 def test_the_readme_shows_these_rooms() -> None:
     text = (ROOT / "README.md").read_text()
     for room in ROOMS:

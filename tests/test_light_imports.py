@@ -19,11 +19,16 @@ LIGHT = (
     "evomerge.files.yaml",
     "evomerge.models.source",
     "evomerge.models.tensor_names",
+    "evomerge.operators",
+    "evomerge.operators.context_extension",
+    "evomerge.operators.distillation",
     "evomerge.recipes.canonical",
     "evomerge.recipes.files",
     "evomerge.recipes.mergekit_yaml",
     "evomerge.recipes.parameters",
     "evomerge.recipes.recipe",
+    "evomerge.searching.spaces.operator_genes",
+    "evomerge.studies.candidates.operating",
 )
 
 

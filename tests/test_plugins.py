@@ -27,7 +27,7 @@ def test_an_unknown_plugin_names_the_nearest() -> None:
 
 def test_helpers_are_no_plugins() -> None:
     with pytest.raises(ConfigError):
-        plugins.load("methods", "_common")
+        plugins.load("methods", "_masks")
 
 
 def test_names_cannot_leave_the_catalog(tmp_path: object) -> None:

@@ -1,74 +1,40 @@
-"""What the README says holds: commands exist, YAML loads, links lead somewhere."""
+"""README is one page that sells and starts; what it says of the demo and of docs/ holds."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
 
-import pytest
-import yaml
-from typer.testing import CliRunner
+from typer.main import get_command
 
-from evomerge import plugins
 from evomerge.cli.main import app
-from evomerge.files import shipped
-from evomerge.scoring.fitness import Fitness
-from evomerge.searching.spaces.operator_genes import Operator
-from evomerge.searching.spaces.space import SearchSpace
+from tests.helpers.pages import DOCS, README, ROOT, blocks
 
-ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
+TEXT = README.read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+def test_it_is_one_page() -> None:
+    assert len(TEXT.splitlines()) <= 120
 
 
-@pytest.mark.parametrize("line", [line for block in blocks("bash") for line in block.splitlines()])
-def test_every_command_exists(line: str) -> None:
-    words = line.split("#")[0].split()
-    if words[0] == "make":
-        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        return
-    assert words[0] == "evomerge"
-    assert CliRunner().invoke(app, [words[1], "--help"]).exit_code == 0
-    options = [word for word in words if word.startswith("--")]
-    shown = CliRunner().invoke(app, [words[1], "--help"], env={"COLUMNS": "200"}).output
-    assert all(option in shown for option in options)
+def test_two_commands_set_everything_up_and_the_next_lines_go_on_from_there() -> None:
+    setup, onwards, *_ = (block.text for block in blocks("bash", (README,)))
+    assert [line.split("#")[0].split() for line in setup.splitlines()] == [["make", "demo"], ["make", "test"]]
+    assert onwards.startswith("source .venv/bin/activate; cd evomerge-demo\n")
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^VENV +:= \.venv$", makefile, re.MULTILINE)
+    assert re.search(r"^demo: \$\(READY\)$", makefile, re.MULTILINE)
+    assert re.search(r"^lint: \$\(READY\)$", makefile, re.MULTILINE)
 
 
-def test_the_yaml_is_valid() -> None:
-    experiment, space, fitness, operators, recipe = (yaml.safe_load(block) for block in blocks("yaml"))
-    assert [Operator.model_validate(one).training for one in operators["operators"]] == [False, True]
-    assert SearchSpace.model_validate(space)
-    del fitness["include"]
-    assert Fitness.model_validate(fitness)
-    assert experiment["space"] in shipped.names("search_spaces")
-    assert experiment["sampler"]["name"] in plugins.names("samplers")
-    assert recipe["method"] in plugins.names("methods")
+def test_it_shows_every_command() -> None:
+    shown = {
+        line.split()[1]
+        for block in blocks("bash", (README,))
+        for line in block.text.splitlines()
+        if "evo" in line[:3]
+    }
+    assert shown | {"demo"} == set(get_command(app).commands)  # type: ignore[attr-defined]
 
 
-def test_the_python_compiles_and_its_names_exist() -> None:
-    code, alone = blocks("python")
-    compile(code, "README.md", "exec")
-
-    imports = [line for line in code.splitlines() if line.startswith("from ")]
-    exec("\n".join(imports), {})
-    names: dict[str, Any] = {}
-    exec(alone, names)
-    assert all(abs(float(x) - 0.3) < 0.2 for x in names["found"].best.values())
-
-
-def test_every_method_and_sampler_is_named() -> None:
-    for kind in ("methods", "samplers"):
-        assert all(f"`{name}`" in TEXT or name in TEXT for name in plugins.names(kind))
-
-
-PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").glob("**/*.md"))]
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
-        assert (path.parent / target).exists(), target
+def test_it_leads_to_every_page() -> None:
+    assert {f"docs/{page.name}" for page in DOCS.glob("*.md")} <= set(re.findall(r"\]\(([^)#]+)\)", TEXT))

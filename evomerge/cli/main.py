@@ -7,6 +7,8 @@ import os
 from evomerge.cli import demo, finishing, models, searching, shipped
 from evomerge.cli.app import app
 
+__all__ = ["app", "main"]
+
 for group in (searching, finishing, models, shipped, demo):  # the order in which help lists them
     for function in group.COMMANDS:
         app.command()(function)

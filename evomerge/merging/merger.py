@@ -1,4 +1,4 @@
-"""Writes candidates into a live model, in place."""
+"""Writes merged candidates into a live model, in place."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Literal
 import torch
 from torch import nn
 
-from evomerge import plugins
 from evomerge.errors import CandidateError
 from evomerge.files import hashing
-from evomerge.merging import gradients
-from evomerge.merging.gradients import Gradient
-from evomerge.merging.kernels import arguments, passes
+from evomerge.merging import gradients, methods
+from evomerge.merging.gradients import Gradient, Part
+from evomerge.merging.kernels import compiling, passes
+from evomerge.merging.kernels.arguments import arguments
 from evomerge.merging.methods import TensorInputs
-from evomerge.merging.placement import Kind, open_source
+from evomerge.merging.parents import open_parents
+from evomerge.merging.placement import Kind
 from evomerge.merging.table_store import Progress, Statistics
 from evomerge.models import fitting, tensor_names
 from evomerge.models.checkpoints import Checkpoint
@@ -32,10 +33,11 @@ class Merger:
     """Merges recipes into one live model, again and again.
 
     Args:
-        model: the live model. Its parameters are overwritten in place, its buffers stay the base's.
+        model: the live model. Its parameters are overwritten in place, its buffers stay as they are.
         base, experts: opened checkpoints; the experts by name.
         cache: the folder of the tables that methods look up.
-        compiled: whether to run fused passes; `auto` does for models that are worth it.
+        compiled: whether to run fused passes; `auto` runs them for models of `WORTH_COMPILING` parameters or more.
+        progress: told which table is being computed.
         residency: where base and experts lie; `auto` plans it.
 
     Raises:
@@ -49,6 +51,7 @@ class Merger:
         experts: Mapping[str, Checkpoint],
         cache: Path,
         compiled: Compile = "auto",
+        *,
         progress: Progress = lambda text: None,
         residency: Literal["auto"] | Kind = "auto",
     ) -> None:
@@ -59,18 +62,19 @@ class Merger:
         self.layers = tensor_names.layer_count(self.places)
         self.base, self.experts = base, dict(experts)
         self._statistics = Statistics(base, experts, list(self._parameters), cache, progress)
-        self._source = open_source(residency, base, self.experts, list(self._parameters), self.device)
+        self._parents = open_parents(residency, base, self.experts, list(self._parameters), self.device)
         self.compiled = self._decide(compiled)
 
     def _decide(self, compiled: Compile) -> bool:
+        """Whether passes run compiled."""
         if compiled == "auto":
             size = sum(parameter.numel() for parameter in self._parameters.values())
-            return size >= WORTH_COMPILING and passes.can_compile(self.device)
+            return size >= WORTH_COMPILING and compiling.can_compile(self.device)
         return compiled == "always"
 
     @property
     def device(self) -> torch.device:
-        """Where the live model is."""
+        """The device of the live model."""
         return next(iter(self._parameters.values())).device
 
     def apply(self, recipe: Recipe) -> None:
@@ -80,20 +84,28 @@ class Merger:
             CandidateError: the recipe is for another model or other experts.
         """
         self._check(recipe)
-        methods = [plugins.load("methods", recipe.method_at(place)) for place in self.places.values()]
-        inputs = [_inputs(recipe, place, self._statistics) for place in self.places.values()]
-        scalars = [method.scalars(one) for method, one in zip(methods, inputs, strict=True)]
-        given = arguments.arguments(scalars, self.device)
-        streamed = self._source.stream(self._parameters, list(recipe.experts))
-        for k, (parameter, (base, experts)) in enumerate(zip(self._parameters.values(), streamed, strict=True)):
-            options = inputs[k].options
-            passes.merge(methods[k], options, parameter.data, base, experts, given[k], compiled=self.compiled)
+        parts = self._parts(recipe)
+        streamed = self._parents.stream(self._parameters, list(recipe.experts))
+        for part, (base, experts) in zip(parts, streamed, strict=True):
+            options, out = part.inputs.options, part.parameter.data
+            passes.merge(part.method, options, out, base, experts, part.arguments, compiled=self.compiled)
 
     def _check(self, recipe: Recipe) -> None:
+        """Refuses a recipe for another model or other experts."""
         if unknown := sorted(set(recipe.experts) - set(self.experts)):
             raise CandidateError(f"the recipe merges {', '.join(unknown)}, which is not open here")
         if recipe.layers != self.layers:
             raise CandidateError(f"the recipe is for {recipe.layers} layers, but the model has {self.layers}")
+
+    def _parts(self, recipe: Recipe) -> list[Part]:
+        """The recipe tensor by tensor, in the order of the model's parameters."""
+        places = list(self.places.values())
+        chosen = [methods.load(recipe.method_at(place)) for place in places]
+        inputs = [_inputs(recipe, place, self._statistics) for place in places]
+        scalars = [method.scalars(own) for method, own in zip(chosen, inputs, strict=True)]
+        given = arguments(scalars, self.device)
+        columns = (places, self._parameters.values(), chosen, inputs, given)
+        return [Part(*row) for row in zip(*columns, strict=True)]
 
     @contextmanager
     def gradient(self, recipe: Recipe) -> Iterator[Gradient]:
@@ -105,23 +117,19 @@ class Merger:
             tables = gradient.tables()
 
         Args:
-            recipe: the one that the live model holds.
+            recipe: the recipe that the live model holds.
 
         Raises:
             CandidateError: the recipe is for another model or other experts, or has a method without derivatives.
         """
         self._check(recipe)
         gradients.refuse(recipe.methods)
-        methods = [plugins.load("methods", recipe.method_at(place)) for place in self.places.values()]
-        inputs = [_inputs(recipe, place, self._statistics) for place in self.places.values()]
-        scalars = [method.scalars(one) for method, one in zip(methods, inputs, strict=True)]
-        given = arguments.arguments(scalars, self.device)
-        tensors_of = (self.places.values(), self._parameters.values(), methods, inputs, given)
-        parts = [gradients.Part(*one) for one in zip(*tensors_of, strict=True)]
         experts = list(recipe.experts)
-        found = Gradient(recipe, parts, lambda name: next(iter(self._source.stream([name], experts))))
-        with found.hooked():
-            yield found
+        collected = Gradient(
+            recipe, self._parts(recipe), lambda name: next(iter(self._parents.stream([name], experts)))
+        )
+        with collected.hooked():
+            yield collected
 
     def sha256(self) -> str:
         """The hash of the live model's weights."""
@@ -129,6 +137,7 @@ class Merger:
 
 
 def _inputs(recipe: Recipe, place: Place, statistics: Statistics) -> TensorInputs:
+    """What a method may use about one tensor of a recipe."""
     return TensorInputs(
         name=place.name,
         experts=tuple(recipe.experts),
@@ -150,7 +159,10 @@ def prepare(
     """Computes the tables that recipes look up, once for all workers.
 
     Args:
-        names: the live model's parameters.
+        base, experts: opened checkpoints; the experts by name.
+        names: the names of the live model's parameters.
+        cache: the folder of the tables.
+        progress: told which table is being computed.
 
     Raises:
         CheckpointError: a tensor has values that are not finite.
@@ -160,4 +172,4 @@ def prepare(
     statistics = Statistics(base, experts, list(places), cache, progress)
     for recipe in recipes:
         for place in places.values():
-            plugins.load("methods", recipe.method_at(place)).scalars(_inputs(recipe, place, statistics))
+            methods.load(recipe.method_at(place)).scalars(_inputs(recipe, place, statistics))

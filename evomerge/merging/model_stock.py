@@ -1,4 +1,4 @@
-"""Which merge methods add weighted task vectors up: what model stock's ratio can be said in."""
+"""Which merge methods add weighted task vectors up, so that model stock's step can be said in their weights."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ from collections.abc import Mapping
 
 import torch
 
-from evomerge import plugins
+from evomerge.merging import methods
 from evomerge.merging.kernels import passes
 from evomerge.merging.kernels.tables import KINDS
 from evomerge.merging.methods import TensorInputs
 
-_KEEP_ALL = {"lambda": 1.0, "density": 1.0, "gamma": 0.0, "epsilon": 0.0}
+_KEEP_ALL = {"lambda": 1.0, "density": 1.0, "gamma": 0.0, "epsilon": 0.0}  # values with which no element is dropped
 
 
 def adds_up(method: str, options: Mapping[str, bool]) -> bool:
-    """Whether a method makes θ0 + Σk wk·δk where it keeps all elements: asked of it, on a few of opposed signs.
+    """Whether a method makes θ0 + Σk wk·δk where it keeps all elements. It is tried on a few of opposed signs.
 
     >>> adds_up("task_arithmetic", {"normalize": False}), adds_up("task_arithmetic", {"normalize": True})
     (True, False)
     """
-    module = plugins.load("methods", method)
+    module = methods.load(method)
     if not {"weight", "lambda"} <= {parameter.name for parameter in module.PARAMETERS}:
         return False
     base = torch.tensor([[1.0, -2.0], [3.0, -4.0]])
     deltas = {"a": torch.tensor([[1.0, 2.0], [-3.0, 4.0]]), "b": torch.tensor([[3.0, -1.0], [2.0, 1.0]])}
     weights = {"a": 0.25, "b": 0.5}
     experts = {name: base + delta for name, delta in deltas.items()}
-    values = {
-        one.name: (_KEEP_ALL.get(one.name, one.default),) * (2 if one.per_expert else 1)
-        for one in module.PARAMETERS
-    }
+    values = {"weight": tuple(weights.values())}
+    for one in module.PARAMETERS:
+        value = _KEEP_ALL.get(one.name, one.default)
+        if one.name != "weight" and value is not None:
+            values[one.name] = (value,) * (2 if one.per_expert else 1)
     inputs = TensorInputs(
         name="",
         experts=("a", "b"),
-        values={**values, "weight": tuple(weights.values())},
+        values=values,
         options=options,
         seed=0,
         table=lambda kind, which: KINDS[kind].of(base, [experts[name] for name in which]),

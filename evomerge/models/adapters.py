@@ -18,11 +18,11 @@ import torch
 
 from evomerge.errors import CheckpointError
 from evomerge.models.adapter_settings import CONFIG, Settings
+from evomerge.models.low_rank import fold
 from evomerge.models.tensor_names import Shapes
 
 WEIGHTS = "adapter_model.safetensors"
 
-_BLOCK = 1 << 17  # elements that are summed up at a time: they stay in the processor's cache
 
 _PREFIX = "base_model.model."
 
@@ -185,28 +185,3 @@ class Adapter:
             return weight
         a, b = self._tensors[change.a], self._tensors[change.b]
         return fold(weight, a.T, b.T, change.scale) if change.transposed else fold(weight, b, a, change.scale)
-
-
-def fold(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
-    """W + s · L R, computed in float32 and rounded once, to W's dtype.
-
-    The rank-1 terms are added in their order, element by element in float32, without BLAS: the bits depend neither
-    on the number of threads nor on the machine.
-
-    Args:
-        weight: (n, m); left: (n, r); right: (r, m).
-    """
-    left, right = left.float(), right.float().contiguous()
-    out = torch.empty_like(weight)
-    rows = max(1, _BLOCK // max(1, weight.shape[1]))
-    for start in range(0, weight.shape[0], rows):
-        part = slice(start, start + rows)
-        block = left[part].T.contiguous()
-        total = torch.zeros((block.shape[1], weight.shape[1]))
-        term = torch.empty_like(total)
-        for k in range(right.shape[0]):
-            # In two steps: a fused multiply-add would round otherwise, where there is one.
-            torch.mul(block[k, :, None], right[k], out=term)
-            total.add_(term)
-        out[part] = total.mul_(scale).add_(weight[part].float())
-    return out

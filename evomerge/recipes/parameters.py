@@ -14,6 +14,8 @@ class Parameter:
         low, high: the range of sound values, both included.
         open_low: whether `low` itself is no sound value.
         default: the value where a recipe gives none. None makes the parameter required.
+        selects: whether the parameter says which elements take part. As functions of it, merged weights jump and
+            are flat between the jumps.
     """
 
     name: str
@@ -22,6 +24,7 @@ class Parameter:
     high: float = float("inf")
     open_low: bool = False
     default: float | None = None
+    selects: bool = False
 
     def fault(self, value: float) -> str | None:
         """Why a value is unsound; None if it is sound."""

@@ -29,7 +29,7 @@ def front(trials: Sequence[Trial]) -> list[Trial]:
 def comparable_trials(trials: Sequence[Trial]) -> list[Trial]:
     finished = [trial for trial in trials if trial.value is not None]
     searched = [trial for trial in finished if trial.role == "search"] or finished
-    return [trial for trial in searched if trial.whole] or searched
+    return [trial for trial in searched if trial.all_documents] or searched
 
 
 def _joined(front: list[Trial], trial: Trial) -> list[Trial]:

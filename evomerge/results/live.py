@@ -15,11 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.results.tables import duration, trials_table
+from evomerge.studies.candidates.score import PHASES
 from evomerge.studies.experiment import Budget
 from evomerge.studies.trials import Trial, best_trial
-
-PHASES = ("merge", "operators", "scoring")
-
 
 _ROLES = {
     "search": "",
@@ -30,9 +28,6 @@ _ROLES = {
     "parent": " parent {}",
     "control": " parent {} after training",
 }
-
-
-# --- a running study ---------------------------------------------------------------------------------------
 
 
 class LiveView:
@@ -85,7 +80,7 @@ class LiveView:
 
     def _line(self, trial: Trial) -> str:
         total = f"/{self._budget.candidates}" if self._budget.candidates else ""
-        role = _ROLES[trial.role].format(trial.of)
+        role = _ROLES[trial.role].format(trial.parent)
         counted = f"candidate {trial.number + 1}{total}" if trial.searched else "second phase:"
         head = f"[generation {trial.generation}] {counted}{role}"
         if trial.value is None:

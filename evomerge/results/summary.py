@@ -6,16 +6,17 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evomerge import plugins
+from evomerge import operators
 from evomerge.results import fronts, warnings
-from evomerge.results.certificate import truncation_warnings
-from evomerge.results.live import PHASES
-from evomerge.studies import scores, second_phase
-from evomerge.studies.experiment import Budget
-from evomerge.studies.plan import Plan
+from evomerge.results.truncation import truncation_warnings
+from evomerge.studies import life, scores, second_phase
+from evomerge.studies.candidates.score import PHASES
 from evomerge.studies.trials import Trial, best_trial
+
+if TYPE_CHECKING:  # which imports torch
+    from evomerge.studies.plan import Plan
 
 
 def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, Any]:
@@ -24,21 +25,21 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
     every, trials = trials, [trial for trial in trials if trial.searched]
     finished = [trial for trial in trials if trial.value is not None]
     spent = [trial.seconds for trial in trials if trial.seconds]
-    budget: Budget = experiment.budget
+    finished_study = life.ended(Path(folder), len(trials))
     several = experiment.fitness.objective == "pareto"
     second = second_phase.warnings(experiment.experts, experiment.operators, every)
     advised = warnings.after(
         trials,
         warnings.coordinates_of(experiment.space, experiment.operators, trials),
-        ended=_spent(trials, budget),
+        ended=finished_study,
         pareto=several,
-        fresh=plugins.load("samplers", experiment.sampler.name).FRESH_DOCUMENTS,
+        fresh=experiment.sampler.module.FRESH_DOCUMENTS,
     )
     return {
         "study": folder,
         "candidates": len(trials),
-        "budget": budget.model_dump(exclude_none=True),
-        "finished": budget.candidates is not None and len(trials) >= budget.candidates,
+        "budget": experiment.budget.model_dump(exclude_none=True),
+        "finished": finished_study,
         "failed": len(trials) - len(finished),
         "generations": 1 + max((trial.generation for trial in trials), default=-1),
         "documents": sum(trial.documents for trial in trials),
@@ -52,17 +53,6 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
         "warnings": [*([] if best is None else _warnings(best, finished, Path(folder))), *advised, *second],
         **(_front(trials) if several and finished else {}),
     }
-
-
-def _spent(trials: Sequence[Trial], budget: Budget) -> bool:
-    """Whether a limit is reached; of one by time, as far as the trials tell."""
-    elapsed = max((trial.elapsed for trial in trials), default=0.0)
-    return (
-        any(trial.role == "final" for trial in trials[-1:])
-        or len(trials) >= (budget.candidates or math.inf)
-        or sum(trial.documents for trial in trials) >= (budget.documents or math.inf)
-        or elapsed >= 3600 * (budget.hours or math.inf)
-    )
 
 
 def _front(trials: Sequence[Trial]) -> dict[str, Any]:
@@ -104,12 +94,12 @@ def training_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
         before = second_phase.before(trial, trials)
         rows.append(
             {
-                "name": f"control: {trial.of}" if trial.of else f"trial {trial.number}",
+                "name": f"control: {trial.parent}" if trial.parent else f"trial {trial.number}",
                 "before": None if before is None else before.value,
                 "after": trial.value,
-                "steps": sum(one["steps"] for one in trial.left.values()),
-                "tokens": sum(one["tokens"] for one in trial.left.values()),
-                "seconds": sum(one["seconds"] for one in trial.left.values()),
+                "steps": sum(one["steps"] for one in trial.training_records.values()),
+                "tokens": sum(one["tokens"] for one in trial.training_records.values()),
+                "seconds": sum(one["seconds"] for one in trial.training_records.values()),
                 "reason": trial.reason,
             }
         )
@@ -142,9 +132,8 @@ def _expected(plan: Plan) -> str:
     """What the second phase takes for each of its candidates, roughly."""
     found = []
     for operator in plan.training:
-        cost = operator.module.estimate(
-            operator.module.Options.model_validate(operator.options), plan.survey.parameters
-        )
+        module = operators.load(operator.name)
+        cost = module.estimate(module.Options.model_validate(operator.options), plan.survey.parameters)
         found.append(
             f"{operator.name}: at most {cost.steps} steps of {cost.tokens:,} tokens, {_size(cost.peak_bytes)} of "
             f"memory beside activations, {_size(cost.disk_bytes)} on disk"

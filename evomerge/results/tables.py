@@ -1,27 +1,28 @@
-"""Tables and the live view."""
+"""Tables, as a terminal shows them."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.results.certificate import Certificate, p_text
+from evomerge.results.paired_test import p_text
 from evomerge.studies.trials import Trial
+
+if TYPE_CHECKING:  # which imports torch
+    from evomerge.results.certificate import Certificate
 
 
 def duration(seconds: float | None) -> str:
+    """Seconds as people read them; ? where they are not known."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-# --- tables ------------------------------------------------------------------------------------------------
 
 
 def trials_table(trials: Sequence[Trial], title: str | None = None) -> Table:

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -27,9 +27,6 @@ GENERATIONS = 5  # that a sampler needs to learn from
 
 
 FAILURES = 0.1  # of the candidates: more are warned of
-
-
-_UNGUIDED = ("random", "qmc")  # learn nothing from candidates, so no number of them is too few to learn from
 
 
 _LATE = 3  # the end of a search is its last third
@@ -57,10 +54,9 @@ def before(coordinates: Sequence[Coordinate], budget: Budget, sampler: SamplerCh
     Only a budget of candidates is judged: how many the others hold is not known before.
     """
     candidates, dimensions = budget.candidates, len(coordinates)
-    if candidates is None or sampler.name in _UNGUIDED:
+    if candidates is None or not sampler.module.LEARNS:
         return []
-    climbs_gradients = sampler.name == "gradient" or bool(sampler.options.get("gradient"))
-    if candidates < PER_DIMENSION * dimensions and not climbs_gradients:
+    if candidates < PER_DIMENSION * dimensions and not sampler.climbs_gradients:
         return [
             f"{candidates} candidates are few for {dimensions} genes: a search needs about {PER_DIMENSION} a gene "
             f"to learn from; give it {PER_DIMENSION * dimensions}, or take fewer layer groups, modules or axes "
@@ -110,13 +106,10 @@ def coordinates_of(space: SearchSpace, operators: Sequence[Operator], trials: Se
             tried = tuple(sorted({str(trial.genome[name]) for trial in trials}))
             found.append(Coordinate(name, 0.0, 1.0, value, False, tried))
         else:
-            gene = space.numbers[_gene(name)]
-            found.append(Coordinate(name, gene.low, gene.high, value, gene.scale == "log"))
+            point = Coordinate(name, 0.0, 1.0, value, False)
+            gene = space.numbers[point.gene]
+            found.append(replace(point, low=gene.low, high=gene.high, log=gene.scale == "log"))
     return found
-
-
-def _gene(coordinate: str) -> str:
-    return coordinate.partition(".")[0]
 
 
 def _searched(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -188,11 +181,11 @@ def _idle(trials: Sequence[Trial], coordinates: Sequence[Coordinate], pareto: bo
     a quarter of the effect that genes of its size have on average would have been seen with a power of 0.99.
     """
     groups = [group for group in _searched(trials) if len(group) > 3]
-    genes = list(dict.fromkeys(_gene(c.name) for c in coordinates if _width(c)))
+    genes = list(dict.fromkeys(c.gene for c in coordinates if _width(c)))
     if len(genes) < 2 or not groups:
         return []
     columns = np.concatenate([_columns(group, coordinates) for group in groups])
-    owners = [_gene(c.name) for c in coordinates for _ in range(_width(c))]
+    owners = [c.gene for c in coordinates for _ in range(_width(c))]
     free = len(columns) - len(groups) - columns.shape[1]
     if free < max(30, columns.shape[1]):
         return []
@@ -269,7 +262,7 @@ def _effects(values: np.ndarray, columns: np.ndarray, owners: Sequence[str], fre
 def _rising(trials: Sequence[Trial]) -> list[str]:
     """The fitness still rises in the last third of the search."""
     searched = [trial for group in _searched(trials) for trial in group]
-    rising = _means_rise(trials) if all(trial.whole for trial in searched) else _incumbents_rise(trials)
+    rising = _means_rise(trials) if all(trial.all_documents for trial in searched) else _incumbents_rise(trials)
     if not rising:
         return []
     return [

@@ -1,7 +1,7 @@
-"""What a model has answered, kept on disk: no request of a finished document is forwarded twice.
+"""A model's answers, kept on disk, so that no request is forwarded twice.
 
-Answers are kept, not metrics: metrics follow from them exactly, at next to no cost, and may change. An answer
-stands under a digest of its request, which covers all that the model is shown.
+Answers are kept and not metrics: metrics follow from them exactly, at next to no cost, and may change. An answer is
+found by a digest of its request, which covers everything that the model is shown.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from evomerge.files.writing import replacing
 
 DIGEST = 16  # bytes of a request's digest
 
-
 SAVE_EVERY = 10.0  # seconds between two writes of a call under way
-
 
 VERSION = 1  # goes up when a file, or a request's digest, means something else
 
 
-class Answer(NamedTuple):
-    """The answer to one request.
+class KeptAnswer(NamedTuple):
+    """The answer to one request, as it is kept.
 
-    logprob: the summed log-probability of its tokens, finite; NaN for free text. greedy: whether each of them is
-    the most likely one. text: free text, "" for a log-likelihood. tokens: how many tokens were generated.
-    finished: whether free text ended before its greatest length; True for a log-likelihood.
+    Attributes:
+        logprob: the summed log-probability of its tokens, finite; NaN for free text.
+        greedy: whether each of its tokens is the most likely one.
+        text: free text; "" for a log-likelihood.
+        tokens: how many tokens were generated.
+        finished: whether free text ended before its greatest length; True for a log-likelihood.
     """
 
     logprob: float
@@ -43,7 +44,7 @@ class Answer(NamedTuple):
 
 
 class Answers:
-    """What one model has answered, in FOLDER/KEY.npz.
+    """The answers of one model, in FOLDER/KEY.npz.
 
         answers = Answers(folder, recipe.sha256)
         done = answers.begin(call)
@@ -52,36 +53,36 @@ class Answers:
                 answers.add(forward(batch))
         answers.end()
 
-    The last bits of an answer depend on the other rows of its batch. So what an interrupted call had got to is
-    kept apart: the call, begun again, makes the same batches, skips those that it had finished, and ends with the
-    same bits.
+    The last bits of an answer depend on the other rows of its batch. So the answers of an interrupted call are kept
+    apart: the call, begun again, makes the same batches, skips those that it had finished, and ends with the same
+    bits.
 
     A damaged file counts as empty. A disk that does not take the file costs the kept answers and nothing else: from
     then on they stay in memory.
 
     Args:
-        folder: made if missing; None keeps all in memory.
-        key: names the model: its weights and whatever else rounds its answers. Part of a file name.
+        folder: made if missing; None keeps all answers in memory.
+        key: names the model: its weights, and all else that rounds its answers. Part of a file name.
 
     Attributes:
-        finished: digest of a request, `DIGEST` bytes -> its answer, of the calls that came to their end.
+        finished: digest of a request, `DIGEST` bytes -> its answer, for the calls that came to their end.
     """
 
     def __init__(self, folder: Path | None, key: str) -> None:
-        self.finished: dict[bytes, Answer] = {}
+        self.finished: dict[bytes, KeptAnswer] = {}
         self._path = None if folder is None else folder / f"{key}.npz"
         self._key = key
         self._call = b""
-        self._running: dict[bytes, Answer] = {}
+        self._running: dict[bytes, KeptAnswer] = {}
         self._changed = False
         self._saved = time.monotonic()
         if self._path is not None:
             self._load(self._path)
 
-    def begin(self, call: bytes) -> dict[bytes, Answer]:
-        """Begins a call, and gives what it had got to if it is the one that was interrupted.
+    def begin(self, call: bytes) -> dict[bytes, KeptAnswer]:
+        """Begins a call, and returns its answers so far if it is the call that was interrupted.
 
-        What an interrupted call of another digest left becomes `finished`.
+        The answers of an interrupted call with another digest become `finished`.
 
         Args:
             call: a digest of all its requests and of how they are batched; not empty.
@@ -92,7 +93,7 @@ class Answers:
         self._saved = time.monotonic()
         return dict(self._running)
 
-    def add(self, new: Mapping[bytes, Answer]) -> None:
+    def add(self, new: Mapping[bytes, KeptAnswer]) -> None:
         """Adds answers to the call under way. Writes them if the last write was `SAVE_EVERY` seconds ago."""
         self._running.update(new)
         self._changed = True
@@ -161,10 +162,10 @@ def _bytes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8)
 
 
-def _rows(stored: Mapping[str, np.ndarray]) -> Iterator[tuple[bytes, Answer]]:
+def _rows(stored: Mapping[str, np.ndarray]) -> Iterator[tuple[bytes, KeptAnswer]]:
     blob, ends = stored["texts"].tobytes(), stored["ends"].tolist()
     texts = [blob[start:end].decode(errors="surrogatepass") for start, end in pairwise([0, *ends])]
     logprobs, greedy = stored["logprobs"].tolist(), stored["greedy"].tolist()
     tokens, finished = stored["tokens"].tolist(), stored["finished"].tolist()
     answers = zip(stored["digests"], logprobs, greedy, texts, tokens, finished, strict=True)
-    return ((digest.tobytes(), Answer(*answer)) for digest, *answer in answers)
+    return ((digest.tobytes(), KeptAnswer(*answer)) for digest, *answer in answers)

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from evomerge.errors import ConfigError
 from evomerge.scoring.forward.requests import GenerationRequest, LikelihoodRequest
+from evomerge.scoring.lm_eval_parts import NotingModel, generation_options
 
-_REMEMBERED = 64
+_REMEMBERED = 64  # strings whose tokens are remembered
 
 
-class Encoder(HFLM):  # type: ignore[misc]
+class Encoder(NotingModel):
     """lm-eval's Hugging Face model, of which only the tokenization and the chat template are used.
 
     The tokenizer is copied: lm-eval may give it a padding token.
 
-    longest: tokens of the longest row; None takes what the model's configuration says.
+    Args:
+        longest: tokens of the longest row; None takes what the model's configuration says.
     """
 
     def __init__(self, model: Any, tokenizer: Any, longest: int | None = None) -> None:
         self._known: dict[tuple[str, bool | None], list[int]] = {}
-        self._asked: list[tuple[list[int], list[int]]] = []
         copied = copy.deepcopy(tokenizer)
         super().__init__(pretrained=model, tokenizer=copied, backend="causal", max_length=longest)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """As lm-eval's; the latest strings are remembered, because the choices of a document share a context."""
+        """Token ids, as lm-eval's HFLM gives them.
+
+        The latest strings are remembered, because the choices of a document share a context.
+        """
         key = (string, add_special_tokens)
         if key not in self._known:
             if len(self._known) >= _REMEMBERED:
@@ -40,31 +41,20 @@ class Encoder(HFLM):  # type: ignore[misc]
             self._known[key] = super().tok_encode(string, add_special_tokens)
         return self._known[key]
 
-    def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-        """Stops lm-eval where it has tokenized and would forward: notes what, and answers anything."""
-        self._asked += [(context, answer) for _, context, answer in requests]
-        return [(0.0, False)] * len(requests)
-
-    def _pairs(self, method: Callable[..., Any], instance: Instance) -> list[tuple[list[int], list[int]]]:
-        """The contexts and answers that a method of lm-eval's model would forward for one request."""
-        self._asked = []
-        method([instance], disable_tqdm=True)
-        return self._asked
-
     def _request(self, context: list[int], answer: list[int]) -> LikelihoodRequest:
-        """The row that `HFLM._loglikelihood_tokens` makes of a context and an answer."""
+        """The row that lm-eval's HFLM would forward for a context and an answer."""
         whole = (*context, *answer)
         row = whole[-(self.max_length + 1) :][:-1]
         return LikelihoodRequest(row, tuple(answer), len(row) < len(whole) - 1)
 
     def likelihood(self, task: str, instance: Instance) -> LikelihoodRequest:
-        """What `HFLM.loglikelihood` would forward.
+        """The request that `HFLM.loglikelihood` would forward.
 
         Raises:
             ConfigError: the answer has no tokens, or more than the model's maximum length; or nothing precedes it.
         """
         # lm-eval itself fails on an empty answer.
-        pairs = self._pairs(self.loglikelihood, instance) if instance.args[1] else [([], [])]
+        pairs = self.noted(self.loglikelihood, instance) if instance.args[1] else [([], [])]
         ((context, answer),) = pairs
         if not 0 < len(answer) <= self.max_length:
             fault = f"document {instance.doc_id}: an answer of {len(answer)} tokens cannot be scored"
@@ -75,25 +65,23 @@ class Encoder(HFLM):  # type: ignore[misc]
         return self._request(context, answer)
 
     def rolling(self, instance: Instance) -> list[LikelihoodRequest]:
-        """What `HFLM.loglikelihood_rolling` would forward: a text in windows, none for a text without tokens.
+        """The requests that `HFLM.loglikelihood_rolling` would forward: one for each window of a text.
 
-        Each token is the answer in one window; the first is predicted from lm-eval's prefix token. A window
-        holds as much of the text before its answer as the model's maximum length allows.
+        Each token is the answer in one window; the first is predicted from lm-eval's prefix token. A window holds
+        as much of the text before its answer as the model's maximum length allows. A text without tokens has none.
         """
-        return [self._request(*pair) for pair in self._pairs(self.loglikelihood_rolling, instance)]
+        return [self._request(*pair) for pair in self.noted(self.loglikelihood_rolling, instance)]
 
     def generation(self, task: str, instance: Instance) -> GenerationRequest:
-        """What `HFLM.generate_until` would continue.
+        """The request that `HFLM.generate_until` would continue.
 
         Raises:
-            ConfigError: the longest answer leaves no room for a prompt or has none itself; the prompt is empty;
-                a stop string is none; sampled answers are asked for repeatedly.
+            ConfigError: the answer's greatest length is below 1, or leaves no room for a prompt; the prompt has no
+                tokens; a stop string is no text; sampled answers are asked for repeatedly.
         """
         text, keywords = instance.args
-        options = dict(normalize_gen_kwargs(keywords, self.max_gen_toks))
         eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
-        until = handle_stop_sequences(options.pop("until", None), eos=eos)
-        max_tokens = options.pop("max_gen_toks")
+        options, until, max_tokens = generation_options(keywords, self.max_gen_toks, eos)
         if not all(isinstance(stop, str) for stop in until):
             raise ConfigError(task, ["generation_kwargs.until must be a text or a list of texts"])
         if max_tokens < 1:

@@ -1,4 +1,4 @@
-"""Answers requests with a live model, and does not ask it again what it has answered."""
+"""Answers requests with a live model, and does not put a request to it again whose answer is kept."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from evomerge.files.hashing import digest_of_json
-from evomerge.scoring.answers import DIGEST, Answer, Answers
+from evomerge.scoring.answers import DIGEST, Answers, KeptAnswer
 from evomerge.scoring.encoder import Encoder
-from evomerge.scoring.forward import attention, head
+from evomerge.scoring.forward import admission, head
 from evomerge.scoring.forward.budgets import Budget
 from evomerge.scoring.forward.packed import Packed
 from evomerge.scoring.forward.requests import GenerationRequest, LikelihoodRequest
@@ -24,16 +24,19 @@ from evomerge.scoring.generate import Generation, Generator
 # Tokens of a forward pass. On a CPU float32 is as fast in small batches, and takes less memory.
 _CPU_TOKENS, _CPU_HALF_TOKENS, _DEVICE_TOKENS = 512, 1024, 32768
 
-
-_NAMES = ("_name_or_path", "transformers_version")  # say nothing of what a model computes
+# Settings of a configuration that do not change what a model computes.
+_NAMES = ("_name_or_path", "transformers_version")
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Answers, by the number of each request.
+    """Answers to requests.
 
-    likelihoods: summed log-probability, and whether the answer is the greedy one.
-    tokens: forwarded, prompts and generated ones, without padding. padding: padding tokens besides.
+    Attributes:
+        likelihoods: number of a request -> summed log-probability, and whether the answer is the greedy one.
+        generations: number of a request -> generated answer.
+        tokens: how many were forwarded, prompts and generated ones, without padding.
+        padding: how many padding tokens were forwarded besides.
     """
 
     likelihoods: dict[int, tuple[float, bool]]
@@ -45,7 +48,12 @@ class Answered:
 class Engine:
     """All requests of a fitness, ready to be put to a live model as often as asked.
 
-    shared: whether rows that begin alike are forwarded together. full_forward: whether whole logits are computed.
+    Args:
+        batch_tokens: tokens of a batch, padding included; None chooses by device.
+
+    Attributes:
+        shared: whether rows that begin alike are forwarded together.
+        full_forward: whether whole logits are computed.
     """
 
     def __init__(
@@ -62,7 +70,7 @@ class Engine:
         rows = [len(one.row) for one in likelihoods]
         longest = max([*rows, *(len(one.prompt) + one.max_tokens for one in generations)], default=0)
         shortcut = longest > 0 and head.shortcut_holds(model, head.finisher(model.config))
-        masks = attention.find(model, longest) if shortcut else None
+        masks = admission.find_masks(model, longest) if shortcut else None
         self._packed = Packed(model, likelihoods, self._budgets[0], masks, shortcut=shortcut)
         self._generator = Generator(model, encoder, generations, self._budgets, masks)
         self.shared = masks is not None
@@ -74,7 +82,9 @@ class Engine:
     def answer(self, likelihoods: Sequence[int], generations: Sequence[int], answers: Answers | None) -> Answered:
         """The present weights' answers to some requests.
 
-        answers: what these weights have answered before; added to.
+        Args:
+            likelihoods, generations: numbers of requests.
+            answers: what these weights have answered before; new answers are added.
 
         Raises:
             CandidateError: memory runs out.
@@ -90,9 +100,9 @@ class Engine:
         tokens = padding = 0
         if likelihoods:
             known = self._pairs(likelihoods, begun)
-            found = self._packed.run(likelihoods, known, lambda new: answers.add(self._scored(new)))
-            pairs |= found.answers
-            tokens, padding = found.tokens, found.padding
+            scored = self._packed.run(likelihoods, known, lambda new: answers.add(self._scored(new)))
+            pairs |= scored.answers
+            tokens, padding = scored.tokens, scored.padding
         if generations:
             begun_texts = self._texts(generations, begun)
             made = self._generator.run(generations, begun_texts, lambda new: answers.add(self._generated(new)))
@@ -101,49 +111,54 @@ class Engine:
         answers.end()
         return Answered(pairs, texts, tokens, padding)
 
-    def _pairs(self, numbers: Iterable[int], kept: dict[bytes, Answer]) -> dict[int, tuple[float, bool]]:
-        found = _known(numbers, self._likelihood_digests, kept)
-        return {at: (one.logprob, one.greedy) for at, one in found.items()}
+    def _pairs(self, numbers: Iterable[int], kept: dict[bytes, KeptAnswer]) -> dict[int, tuple[float, bool]]:
+        """The kept log-likelihoods among some requests, by number."""
+        known = _known(numbers, self._likelihood_digests, kept)
+        return {at: (one.logprob, one.greedy) for at, one in known.items()}
 
-    def _texts(self, numbers: Iterable[int], kept: dict[bytes, Answer]) -> dict[int, Generation]:
-        found = _known(numbers, self._generation_digests, kept)  # sampled ones are never kept
-        return {at: Generation(one.text, one.tokens, one.finished, finite=True) for at, one in found.items()}
+    def _texts(self, numbers: Iterable[int], kept: dict[bytes, KeptAnswer]) -> dict[int, Generation]:
+        """The kept generated answers among some requests, by number; sampled ones are never kept."""
+        known = _known(numbers, self._generation_digests, kept)
+        return {at: Generation(one.text, one.tokens, one.finished, finite=True) for at, one in known.items()}
 
     def _call(self, likelihoods: Sequence[int], generations: Sequence[int]) -> bytes:
-        """Names what is asked, and how it is batched."""
+        """The digest of a call: of its requests, and of how they are batched."""
         parts = [self._likelihood_digests[at] for at in likelihoods]
         parts += [self._generation_digests[at] for at in generations]
         sizes = json.dumps([budget.sizes for budget in self._budgets])
         return hashlib.sha256(sizes.encode() + b"".join(parts)).digest()
 
-    def _scored(self, new: dict[int, tuple[float, bool]]) -> dict[bytes, Answer]:
+    def _scored(self, new: dict[int, tuple[float, bool]]) -> dict[bytes, KeptAnswer]:
+        """Log-likelihoods as they are kept, by digest; those that are not finite are left out."""
         return {
-            self._likelihood_digests[at]: Answer(logprob, greedy, "", 0, True)
+            self._likelihood_digests[at]: KeptAnswer(logprob, greedy, "", 0, True)
             for at, (logprob, greedy) in new.items()
             if math.isfinite(logprob)
         }
 
-    def _generated(self, new: dict[int, Generation]) -> dict[bytes, Answer]:
+    def _generated(self, new: dict[int, Generation]) -> dict[bytes, KeptAnswer]:
+        """Generated answers as they are kept, by digest; sampled and not finite ones are left out."""
         return {
-            self._generation_digests[at]: Answer(math.nan, False, one.text, one.tokens, one.finished)
+            self._generation_digests[at]: KeptAnswer(math.nan, False, one.text, one.tokens, one.finished)
             for at, one in new.items()
             if one.finite and not self.generations[at].sampled
         }
 
 
 def _batch_tokens(model: Any) -> int:
+    """How many tokens a batch has by default, by device and dtype."""
     if model.device.type != "cpu":
         return _DEVICE_TOKENS
     return _CPU_TOKENS if model.dtype == torch.float32 else _CPU_HALF_TOKENS
 
 
-def _known(numbers: Iterable[int], digests: list[bytes], kept: dict[bytes, Answer]) -> dict[int, Answer]:
-    """The requests that have an answer."""
+def _known(numbers: Iterable[int], digests: list[bytes], kept: dict[bytes, KeptAnswer]) -> dict[int, KeptAnswer]:
+    """The kept answers among some requests, by number."""
     return {at: kept[digests[at]] for at in numbers if digests[at] in kept} if kept else {}
 
 
 def _salt(model: Any) -> bytes:
-    """What a model computes besides its weights: its configuration, that of its generation included."""
+    """A digest of what besides its weights decides a model's answers: its configuration, and that of generation."""
     config = {name: value for name, value in model.config.to_diff_dict().items() if name not in _NAMES}
     generation = getattr(model, "generation_config", None)
     ways = {} if generation is None else generation.to_diff_dict()
@@ -152,9 +167,10 @@ def _salt(model: Any) -> bytes:
 
 
 def _digest(salt: bytes, request: LikelihoodRequest | GenerationRequest) -> bytes:
-    found = hashlib.sha256(salt)
+    """The digest of a request to the model of a salt, `DIGEST` bytes."""
+    digest = hashlib.sha256(salt)
     for value in astuple(request):
         is_ids = isinstance(value, tuple) and bool(value) and isinstance(value[0], int)
-        found.update(np.array(value, dtype=np.int64).tobytes() if is_ids else repr(value).encode())
-        found.update(b"|")
-    return found.digest()[:DIGEST]
+        digest.update(np.array(value, dtype=np.int64).tobytes() if is_ids else repr(value).encode())
+        digest.update(b"|")
+    return digest.digest()[:DIGEST]

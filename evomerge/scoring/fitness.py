@@ -1,8 +1,4 @@
-"""The fitness file: which lm-eval tasks a search climbs, and which it never sees.
-
-Turns per-document results into the number the sampler climbs. A result that is not a number makes the
-candidate a failure, never a score.
-"""
+"""The fitness file: which lm-eval tasks a search climbs, and which it never sees."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from pydantic import Field, model_validator
 
 from evomerge.files.hashing import digest_of_json
 from evomerge.files.schema import Strict
-from evomerge.scoring import TaskSpec
+from evomerge.scoring.reports import TaskSpec
 
 
 class Entry(Strict):

@@ -1,72 +1,37 @@
 """Answers in free text, with lm-eval's stop strings, lengths and truncation.
 
-Greedy answers, nearly all there are, come from `decode`; others from `model.generate`.
+Greedy answers, which are nearly all, come from `forward.decode`; the others come from `model.generate`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from lm_eval.models.utils import postprocess_generated_text
-from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
 
 from evomerge.errors import CandidateError, one_line
 from evomerge.scoring.encoder import Encoder
-from evomerge.scoring.forward.attention import Attention
+from evomerge.scoring.endings import Endings, LogitsWatch, StopRows
 from evomerge.scoring.forward.budgets import Budget, Recent
 from evomerge.scoring.forward.decode import Decoder, Reading, prepare
+from evomerge.scoring.forward.masks import TreeMasks
 from evomerge.scoring.forward.requests import GenerationRequest
-
-# Keywords that change nothing unless answers are sampled.
-_SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"})
-
-
-# What a model's own generation settings must be for the most likely token to be taken each time.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "repetition_penalty": (None, 1.0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "guidance_scale": (None, 1.0),
-    "penalty_alpha": (None, 0.0),
-    **dict.fromkeys(
-        (
-            "bad_words_ids",
-            "sequence_bias",
-            "suppress_tokens",
-            "begin_suppress_tokens",
-            "forced_bos_token_id",
-            "forced_eos_token_id",
-            "exponential_decay_length_penalty",
-            "watermarking_config",
-            "stop_strings",
-            "max_time",
-            "dola_layers",
-            "prompt_lookup_num_tokens",
-        ),
-        (None,),
-    ),
-}
-
-
-def _plain(config: Any) -> bool:
-    return all(getattr(config, name, None) in allowed for name, allowed in _PLAIN.items())
+from evomerge.scoring.generation_options import is_greedy, is_plain, keywords_of
+from evomerge.scoring.lm_eval_parts import cut_at_stops
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer.
+    """One generated answer.
 
-    text: up to the first stop string. tokens: how many were generated. finished: whether a stop string or an
-    end-of-text token ended it, rather than its greatest length. finite: whether all its logits were numbers.
+    Attributes:
+        text: the answer up to the first stop string.
+        tokens: how many were generated.
+        finished: whether a stop string or an end-of-text token ended it, rather than its greatest length.
+        finite: whether all its logits were finite.
     """
 
     text: str
@@ -75,64 +40,19 @@ class Generation:
     finite: bool
 
 
-class _Endings:
-    """Says where answers end: at one of the stop strings, or at an end-of-text token.
-
-    Most tokens cannot end a stop string, and cost no look at the text.
-    """
-
-    def __init__(self, tokenizer: Any, until: Sequence[str], eos: int | list[int] | None, vocabulary: int) -> None:
-        self._tokenizer = tokenizer
-        self._until = until
-        self._window = 2 + max(len(tokenizer.encode(stop, add_special_tokens=False)) for stop in until)
-        self._eos = {eos} if isinstance(eos, int) else set(eos or ())
-        ends = {stop[-1] for stop in until if stop}
-        # A space may be lost where a token is decoded alone, and a letter of several bytes may take several tokens.
-        self._any = "" in until or any(end == " " or not end.isascii() for end in ends)
-        texts = [] if self._any else tokenizer.batch_decode([[token] for token in range(vocabulary)])
-        self._may_end = {token for token, text in enumerate(texts) if not ends.isdisjoint(text)}
-
-    def __call__(self, answer: list[int]) -> bool:
-        """Whether an answer ends with its latest token."""
-        if answer[-1] in self._eos:
-            return True
-        if not self._any and answer[-1] not in self._may_end:
-            return False
-        tail = self._tokenizer.decode(answer[-self._window :])
-        return any(stop in tail for stop in self._until)
-
-
-class _Stop(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row where its answer ends.
-
-    lm-eval runs a batch until all its rows have stopped; ending each row alone makes an answer what it is in a
-    batch of one.
-    """
-
-    def __init__(self, ending: _Endings, start: int) -> None:
-        self._ending = ending
-        self._start = start
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        answers = input_ids[:, self._start :].tolist()
-        return torch.tensor([self._ending(answer) for answer in answers], device=input_ids.device)
-
-
-class _Watch(LogitsProcessor):  # type: ignore[misc]
-    """Notes the rows whose logits are not all numbers, without waiting for the device."""
-
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self.bad = torch.zeros(rows, dtype=torch.bool, device=device)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        finite = torch.isfinite(scores.max(dim=-1).values)
-        self.bad |= ~finite.view(len(self.bad), -1).all(dim=-1)  # a row may have several beams
-        return scores
+Listener = Callable[[dict[int, Generation]], None]
+"""Is given answers as they are found, by the numbers of their requests."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Answers by number of their request. tokens: forwarded, prompts and answers. padding: besides."""
+    """Generated answers.
+
+    Attributes:
+        answers: number of a request -> its answer.
+        tokens: how many were forwarded, prompts and answers.
+        padding: how many padding tokens were forwarded besides.
+    """
 
     answers: dict[int, Generation]
     tokens: int
@@ -142,8 +62,9 @@ class Generated:
 class Generator:
     """All generation requests of a fitness, tokenized; any choice of them is answered as often as asked.
 
-    budgets: of a forward pass over prompts, and of the keys that a batch of answers may hold.
-    masks: how the model is told what sees what; None leaves all to `model.generate`.
+    Args:
+        budgets: of a forward pass over prompts, and of the keys that a batch of answers may hold.
+        masks: tell the model which token sees which; None leaves all requests to `model.generate`.
     """
 
     def __init__(
@@ -152,14 +73,14 @@ class Generator:
         encoder: Encoder,
         requests: Sequence[GenerationRequest],
         budgets: tuple[Budget, Budget],
-        masks: Attention | None,
+        masks: TreeMasks | None,
     ) -> None:
         self._model = model
         self._encoder = encoder
         self._requests = requests
         self._budgets = budgets
-        self._masks = masks if requests and _plain(model.generation_config) else None
-        self._endings: dict[tuple[str, ...], _Endings] = {}
+        self._masks = masks if requests and is_plain(model.generation_config) else None
+        self._endings: dict[tuple[str, ...], Endings] = {}
         self._readings: Recent[Reading] = Recent()
 
     @torch.no_grad()
@@ -167,16 +88,16 @@ class Generator:
         self,
         chosen: Sequence[int],
         known: dict[int, Generation] | None = None,
-        report: Callable[[dict[int, Generation]], None] = lambda found: None,
+        report: Listener = lambda answers: None,
     ) -> Generated:
         """Answers the chosen requests with the model's present weights.
 
         Equal requests are answered once unless they sample. Requests share a batch when stop strings, lengths and
         options are equal.
 
-        known: answers that an earlier call with the same choice reported before it was interrupted. Batches that
-            are known whole are skipped; the others are what they would have been.
-        report: is given answers as they are found.
+        Args:
+            known: answers that an earlier call with the same choice reported before it was interrupted. Batches
+                that are known whole are skipped; the others are what they would have been.
 
         Raises:
             CandidateError: memory runs out even for a small batch.
@@ -187,33 +108,27 @@ class Generator:
         for at in dict.fromkeys(same.values()):
             request = self._requests[at]
             groups.setdefault((request.until, request.max_tokens, request.options), []).append(at)
-        found: dict[int, Generation] = {}
+        answers: dict[int, Generation] = {}
         tokens = padding = 0
         for rows in groups.values():
-            answer = self._decode if self._masks is not None and self._is_greedy(rows[0]) else self._generate
+            greedy = self._masks is not None and is_greedy(self._requests[rows[0]])
             begun = {at: known[at] for at in rows if at in known} if known else {}
-            answers, forwarded, padded = answer(rows, begun, report)
-            found |= answers
-            tokens, padding = tokens + forwarded, padding + padded
-        return Generated({at: found[one] for at, one in same.items()}, tokens, padding)
+            made = (self._decode if greedy else self._generate)(rows, begun, report)
+            answers |= made.answers
+            tokens, padding = tokens + made.tokens, padding + made.padding
+        return Generated({at: answers[one] for at, one in same.items()}, tokens, padding)
 
-    def _is_greedy(self, at: int) -> bool:
-        options = _options(self._requests[at])
-        return options.pop("do_sample", None) is False and options.keys() <= _SAMPLING
-
-    def _decode(
-        self, rows: list[int], known: dict[int, Generation], report: Callable[[dict[int, Generation]], None]
-    ) -> tuple[dict[int, Generation], int, int]:
-        """Greedy answers by our own loop."""
+    def _decode(self, rows: list[int], known: dict[int, Generation], report: Listener) -> Generated:
+        """Greedy answers to requests of equal stop strings and lengths, by our own loop."""
         assert self._masks is not None
         request = self._requests[rows[0]]
-        ending = self._ending(request.until)
-        found = dict(known)
+        endings = self._endings_of(request.until)
+        answers = dict(known)
         tokens = padding = 0
 
         def done(number: int, answer: list[int], finite: bool) -> None:
-            found[rows[number]] = self._generation(request, answer, finite)
-            report({rows[number]: found[rows[number]]})
+            answers[rows[number]] = self._generation(request, answer, finite)
+            report({rows[number]: answers[rows[number]]})
 
         while True:
             decoder = Decoder(self._model, self._masks)
@@ -222,11 +137,11 @@ class Generator:
             try:
                 decoder.run(
                     reading,
-                    lambda numbers, answers: [ending(answer) for answer in answers],
-                    lambda number: rows[number] in found,
+                    lambda _, latest: [endings(answer) for answer in latest],
+                    lambda number: rows[number] in answers,
                     done,
                 )
-                return found, tokens + decoder.tokens, padding + decoder.padding
+                return Generated(answers, tokens + decoder.tokens, padding + decoder.padding)
             except torch.OutOfMemoryError:
                 size, budget = decoder.size, self._budgets[0 if decoder.reading else 1]
             tokens, padding = tokens + decoder.tokens, padding + decoder.padding
@@ -236,42 +151,45 @@ class Generator:
             budget.shrink(size)
 
     def _read(self, rows: list[int]) -> Reading:
+        """Lays the prompts of some requests out."""
         prompts = [np.array(self._requests[at].prompt, dtype=np.int64) for at in rows]
         reads, answers = self._budgets
         return prepare(self._model, prompts, self._requests[rows[0]].max_tokens, reads, answers.tokens)
 
     def _generation(self, request: GenerationRequest, answer: list[int], finite: bool) -> Generation:
-        text = postprocess_generated_text(self._encoder.tok_decode(answer), list(request.until), None)
-        return Generation(text, len(answer), self._ending(request.until)(answer), finite)
+        """An answer as text. answer: token ids. finite: whether all its logits were finite."""
+        text = cut_at_stops(self._encoder.tok_decode(answer), request.until)
+        return Generation(text, len(answer), self._endings_of(request.until)(answer), finite)
 
-    def _ending(self, until: tuple[str, ...]) -> _Endings:
+    def _endings_of(self, until: tuple[str, ...]) -> Endings:
+        """The endings of some stop strings, made once."""
         if until not in self._endings:
             vocabulary = self._model.get_input_embeddings().weight.shape[0]
             eos = self._model.generation_config.eos_token_id
-            self._endings[until] = _Endings(self._encoder.tokenizer, until, eos, vocabulary)
+            self._endings[until] = Endings(self._encoder.tokenizer, until, eos, vocabulary)
         return self._endings[until]
 
-    def _generate(
-        self, rows: list[int], known: dict[int, Generation], report: Callable[[dict[int, Generation]], None]
-    ) -> tuple[dict[int, Generation], int, int]:
+    def _generate(self, rows: list[int], known: dict[int, Generation], report: Listener) -> Generated:
         """Answers by `model.generate`: samples, beams, penalties, and models that cannot be told what to see."""
-        found = dict(known)
+        answers = dict(known)
         padding = 0
         for batch in self._budgets[1].batches(rows, self._length):
-            if all(at in found for at in batch):
+            if all(at in answers for at in batch):
                 continue
             for part in self._budgets[1].halving(batch, self._length(batch[0]), self._answer):
-                found |= part
+                answers |= part
                 report(part)
                 longest = max(len(self._requests[at].prompt) for at in part)
                 padding += sum(longest - len(self._requests[at].prompt) for at in part)
-        made = [at for at in found if at not in known]
-        return found, sum(len(self._requests[at].prompt) + found[at].tokens for at in made), padding
+        new = [at for at in answers if at not in known]
+        return Generated(answers, sum(len(self._requests[at].prompt) + answers[at].tokens for at in new), padding)
 
     def _length(self, at: int) -> int:
+        """The tokens of a request's prompt and longest answer."""
         return len(self._requests[at].prompt) + self._requests[at].max_tokens
 
     def _answer(self, rows: list[int]) -> dict[int, Generation]:
+        """Answers one batch by `model.generate`, prompts padded on the left."""
         requests = [self._requests[at] for at in rows]
         tokenizer, device = self._encoder.tokenizer, self._model.device
         start = max(len(request.prompt) for request in requests)
@@ -280,14 +198,14 @@ class Generator:
         for line, request in enumerate(requests):
             ids[line, start - len(request.prompt) :] = torch.tensor(request.prompt)
             mask[line, start - len(request.prompt) :] = 1
-        ending = self._ending(requests[0].until)
-        watch = _Watch(len(rows), device)
-        keywords = {"max_length": start + requests[0].max_tokens, **_options(requests[0])}
+        endings = self._endings_of(requests[0].until)
+        watch = LogitsWatch(len(rows), device)
+        keywords = {"max_length": start + requests[0].max_tokens, **keywords_of(requests[0])}
         try:
             output = self._model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                stopping_criteria=[_Stop(ending, start)],
+                stopping_criteria=[StopRows(endings, start)],
                 logits_processor=[watch],
                 pad_token_id=tokenizer.pad_token_id,
                 use_cache=True,
@@ -299,17 +217,6 @@ class Generator:
         answers = {}
         for line, (at, request) in enumerate(zip(rows, requests, strict=True)):
             whole = output[line][start:]
-            ends = (end for end in range(1, len(whole) + 1) if ending(whole[:end]))
+            ends = (end for end in range(1, len(whole) + 1) if endings(whole[:end]))
             answers[at] = self._generation(request, whole[: next(ends, None)], not bad[line])
         return answers
-
-
-def _options(request: GenerationRequest) -> dict[str, Any]:
-    """Keywords of `generate` for sampling and temperature, as lm-eval's HFLM passes them."""
-    options: dict[str, Any] = json.loads(request.options)
-    options.setdefault("temperature", 0.0)
-    if options["temperature"] == 0.0 and options.get("do_sample") is None:
-        options["do_sample"] = False
-    if options.get("do_sample") is False and options["temperature"] == 0.0:
-        del options["temperature"]
-    return options

@@ -1,6 +1,6 @@
-"""From answers to per-document metrics: lm-eval's own, then the smooth ones.
+"""Per-document metrics from a model's answers: lm-eval's own, then the smooth ones.
 
-Where lm-eval has a metric of the same name as a smooth one, lm-eval's stands.
+Where lm-eval has a metric of the same name as a smooth one, lm-eval's is taken.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ import numpy as np
 from lm_eval.api.metrics import bits_per_byte, mean, weighted_perplexity
 
 from evomerge.errors import CandidateError, one_line
+from evomerge.scoring.lm_eval_parts import apply_filters
+from evomerge.scoring.reports import TaskScore
 from evomerge.scoring.smooth_metrics import Response, is_weighted, smooth
-from evomerge.scoring.tasks import BuiltTask, Document, TaskScore
+from evomerge.scoring.tasks import BuiltTask, Document
 
-# Of one document alone these mean something, unlike lm-eval's other aggregations of what is no plain number.
+# The aggregations of (log-likelihood, weight) pairs that mean something for one document alone. lm-eval's other
+# aggregations of values that are no plain numbers do not.
 _WEIGHTED = (weighted_perplexity, bits_per_byte)
 
-
+# An answer to each kind of request, by which a task's metrics are tried out.
 _MADE_UP: dict[str, Response] = {"generate_until": "", "loglikelihood_rolling": -1.0}
 
 
 class Metrics:
     """Turns the answers of one task into its score.
 
-    names: metrics that have one number per document, smooth ones included.
+    Attributes:
+        names: the metrics that have one number per document, lm-eval's first, then the smooth ones.
     """
 
     def __init__(self, built: BuiltTask) -> None:
@@ -39,9 +43,9 @@ class Metrics:
         self.names = (*self._singles, *self._smooth_names)
 
     def _official_names(self) -> dict[str, bool]:
-        """lm-eval's metrics, and whether each is one number per document: found by a made-up answer.
+        """Each metric of lm-eval's -> whether it is one number per document; found by a made-up answer.
 
-        A task whose own code cannot read that answer has the metrics that it declares.
+        For a task whose own code cannot read that answer, the metrics that it declares.
         """
         document = self._built.documents[0]
         made_up: list[Response] = [
@@ -52,12 +56,14 @@ class Metrics:
             values = self._official([document], [made_up])
         except CandidateError:
             return dict.fromkeys(self._built.task.aggregation(), True)
-        return {name: self._single(name, found[0]) is not None for name, found in values.items()}
+        return {name: self._single(name, column[0]) is not None for name, column in values.items()}
 
     def score(self, documents: Sequence[int], responses: Sequence[Sequence[Response]]) -> TaskScore:
         """The score of the given documents.
 
-        documents: ids, ascending. responses: for each, the answers to its requests, then those to its references.
+        Args:
+            documents: ids, ascending.
+            responses: for each document the answers to its requests, then those to its references.
 
         Raises:
             CandidateError: a metric has no number for some document, or the task's own code fails on an answer.
@@ -72,7 +78,7 @@ class Metrics:
             if len(numbers) != len(chosen):
                 raise CandidateError(f"{self._built.name}: the metric {name!r} has no number for some document")
             arrays[name] = np.array(numbers, dtype=np.float64)
-        aggregates = {name: self._aggregate(name, found) for name, found in values.items()}
+        aggregates = {name: self._aggregate(name, column) for name, column in values.items()}
         rows = [self._smooth.values(at, answers) for at, answers in zip(documents, responses, strict=True)]
         for name in self._smooth_names:
             arrays[name] = np.array([row[name] for row in rows], dtype=np.float64)
@@ -80,7 +86,7 @@ class Metrics:
         return TaskScore(np.array(documents, dtype=np.int64), arrays, aggregates)
 
     def _single(self, name: str, value: Any) -> float | None:
-        """A metric's number for one document; None where it means nothing for one alone, as f1's."""
+        """A metric's number for one document; None if it means nothing for one document alone, as f1 does."""
         if isinstance(value, Number | np.bool_):
             return float(value)  # type: ignore[arg-type]
         weighted = self._aggregation(name) in _WEIGHTED and is_weighted(value)
@@ -89,10 +95,10 @@ class Metrics:
     def _official(
         self, documents: Sequence[Document], responses: Sequence[Sequence[Response]]
     ) -> dict[str, list[Any]]:
-        """lm-eval's filters and `process_results`: metric -> one value per document.
+        """Metric -> one value per document, by lm-eval's filters and `process_results`.
 
-        With several filters a metric is named `metric,filter` as in lm-eval's tables, and the first filter's is
-        also named plainly.
+        With several filters a metric is named `metric,filter` as in lm-eval's tables, and the first filter's metric
+        is also named plainly.
         """
         task = self._built.task
         instances = [instance for document in documents for instance in document.instances]
@@ -102,9 +108,7 @@ class Metrics:
             instance.filtered_resps = {}
         values: dict[str, list[Any]] = {}
         try:
-            for ensemble in task._filters:
-                ensemble.apply(instances)
-            filters = list(instances[0].filtered_resps)
+            filters = apply_filters(task, instances)
             for document in documents:
                 for at, key in enumerate(filters):
                     filtered = [instance.filtered_resps[key] for instance in document.instances]
@@ -122,7 +126,7 @@ class Metrics:
         return function
 
     def _aggregate(self, name: str, values: list[Any]) -> float:
-        """lm-eval's aggregation. A perplexity may exceed the floats, and is nothing where nothing was read.
+        """lm-eval's aggregation of a metric: inf for a perplexity that exceeds the floats, NaN for one of no text.
 
         Raises:
             CandidateError: the task's own code fails on the values.

@@ -1,8 +1,7 @@
-"""Silence and seeds around lm-eval, each put back as it was."""
+"""Silence and seeds around lm-eval's code; both are put back afterwards."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import random
 import warnings
@@ -11,20 +10,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import datasets
-import lm_eval.utils
 import numpy as np
 import torch
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
 FEWSHOT_SEED: int = DEFAULT_OTHER_SEED
-
+"""The seed from which `lm_eval.simple_evaluate` draws few-shot examples."""
 
 _LOGGERS = ("lm_eval", "transformers", "datasets")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """lm-eval, datasets and transformers log nothing, warn of nothing and show no bars meanwhile."""
+    """Within this context lm-eval, datasets and transformers log nothing, warn of nothing and show no bars."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     bars = datasets.are_progress_bars_disabled()
@@ -43,24 +41,11 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def building() -> Iterator[None]:
-    """lm-eval builds prompts without its bar, and compiles each prompt template once instead of per document."""
-    module, environment = lm_eval.api.task, lm_eval.utils.env
-    bar = module.tqdm
-    module.tqdm = functools.partial(bar, disable=True)
-    environment.from_string = functools.cache(environment.from_string)
-    try:
-        yield
-    finally:
-        module.tqdm = bar
-        del environment.from_string
-
-
-@contextmanager
 def seeded(device: torch.device | None = None) -> Iterator[None]:
-    """The global generators stand where `lm_eval.simple_evaluate` sets them, and are put back afterwards.
+    """Within this context the global random generators have the seeds that `lm_eval.simple_evaluate` sets.
 
-    device: a CUDA device whose generator is set and put back too.
+    Args:
+        device: a CUDA device whose generator is seeded and put back too.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     cuda: list[Any] = [device] if device is not None and device.type == "cuda" else []

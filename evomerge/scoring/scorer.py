@@ -2,64 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from torch import nn
 
-from evomerge.errors import CandidateError, ConfigError, EvomergeError, one_line
+from evomerge.errors import CandidateError, ConfigError
 from evomerge.scoring.answers import Answers
 from evomerge.scoring.backward import Ascent, Attempt, Backward
 from evomerge.scoring.encoder import Encoder
 from evomerge.scoring.engine import Answered, Engine
-from evomerge.scoring.forward.requests import GenerationRequest, LikelihoodRequest
 from evomerge.scoring.metrics import Metrics
 from evomerge.scoring.quiet import quiet, seeded
-from evomerge.scoring.smooth_metrics import Response
-from evomerge.scoring.tasks import TaskScore, TaskSpec, build_tasks
+from evomerge.scoring.reports import Report, TaskSpec
+from evomerge.scoring.tasks import build_tasks
+from evomerge.scoring.tokenized import Slot, TokenizedTasks, reply
 
 _ALONE = "it cannot be told which token sees which; each prompt is forwarded by itself, which is slower"
 
-
 _WHOLE = "its logits are more than its output embedding's; all are computed, and each prompt by itself: slower"
-
-
-class _Slot(NamedTuple):
-    """Where a request stands: its kind, and the numbers of what is forwarded for it.
-
-    numbers: one, among the generations or among the log-likelihoods; of a rolling request, its windows' numbers
-        among the log-likelihoods.
-    """
-
-    kind: Literal["generation", "likelihood", "rolling"]
-    numbers: tuple[int, ...]
-
-
-class _Answer(NamedTuple):
-    response: Response
-    finite: bool
-    finished: bool
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one call of `score` found.
-
-    tasks: task -> its score.
-    tokens: tokens forwarded, prompts and generated ones, without padding. padding: padding tokens besides.
-    truncated: task -> generated answers that reached their greatest length before a stop string or end of text.
-    cut_prompts: task -> documents of which some prompt lost its left end to the model's maximum length.
-    """
-
-    tasks: dict[str, TaskScore]
-    tokens: int
-    padding: int
-    truncated: dict[str, int]
-    cut_prompts: dict[str, int]
 
 
 class Scorer:
@@ -70,22 +33,27 @@ class Scorer:
             ...  # overwrite the model's parameters in place
             report = scorer.score()
 
-    model: a transformers causal language model. Its parameters may be overwritten in place between calls; its
-        structure may not change.
-    include: folder of local task YAML files.
-    apply_chat_template: wrap prompts in the tokenizer's chat template, few-shot examples as turns.
-    batch_tokens: tokens per batch, padding included; None chooses by device. Halved when memory runs out.
-    max_length: tokens of the longest prompt with its answer; None takes what the model's configuration says. Give
-        more where something extends the model's context between calls. What is longer is cut from the left, as
-        lm-eval does.
+    Args:
+        model: a transformers causal language model. Its parameters may be overwritten in place between calls; its
+            structure may not change.
+        include: folder of local task YAML files.
+        apply_chat_template: whether to wrap prompts in the tokenizer's chat template, few-shot examples as turns.
+        batch_tokens: tokens of a batch, padding included; None chooses by device. Halved when memory runs out.
+        max_length: tokens of the longest prompt with its answer; None takes what the model's configuration says.
+            Give more where something extends the model's context between calls. Longer prompts are cut from the
+            left, as lm-eval does.
 
-    documents: task -> number of its documents; ids count from 0. A group's tasks appear by their own names.
-    expanded: the task, group or tag of each spec -> the tasks it stands for.
-    shared: whether rows that begin alike are forwarded together; False where the model cannot be told which token
-        sees which, and each row is forwarded by itself.
-    full_forward: whether whole logits must be computed, because this model's cannot be had from its hidden states.
-    cut: task -> how many of its documents lose the left end of some prompt to the maximum length.
-    note: what to tell people about all that, a line each; None where there is nothing to tell.
+    Attributes:
+        documents: task -> how many documents it has; ids count from 0. A group's tasks appear by their own names.
+        expanded: the task, group or tag of each spec -> the tasks it stands for.
+        shared: whether rows that begin alike are forwarded together. False where the model cannot be told which
+            token sees which, and each row is forwarded by itself.
+        requests: the requests of all tasks, as token ids.
+        full_forward: whether whole logits must be computed, because this model's logits are more than its output
+            embedding's.
+        max_length: tokens of the longest prompt with its answer.
+        cut: task -> how many of its documents lose the left end of some prompt to the maximum length.
+        note: what people should be told about all that, a line each; None where there is nothing to tell.
 
     Raises:
         ConfigError: a task is unknown, named twice, cannot be built, or is of a kind that is not scored; or the
@@ -114,99 +82,71 @@ class Scorer:
             encoder = Encoder(model, tokenizer, max_length)
             template = encoder.apply_chat_template if apply_chat_template else None
             self.expanded, self._tasks = build_tasks(specs, include, template)
-            self._index(encoder)
+            self.requests = requests = TokenizedTasks(encoder, self._tasks)
             self._metrics = {name: Metrics(built) for name, built in self._tasks.items()}
-            self._engine = Engine(model, encoder, self._likelihoods, self._generations, batch_tokens)
+            self._engine = Engine(model, encoder, requests.likelihoods, requests.generations, batch_tokens)
         self.documents = {name: len(built.documents) for name, built in self._tasks.items()}
         self.shared, self.full_forward = self._engine.shared, self._engine.full_forward
         self.max_length: int = encoder.max_length
-        self.cut = {name: self._count_cut(slots) for name, slots in self._slots.items()}
+        self.cut = {name: self.requests.count_cut(slots) for name, slots in self.requests.slots.items()}
         slow = () if self.shared else (f"{type(model).__name__}: {_WHOLE if self.full_forward else _ALONE}",)
         self.note = "\n".join((*slow, *self._cut_lines())) or None
         self._ascent = Ascent(
             model,
             self._tasks,
-            self._likelihoods,
-            {name: [_likelihood_numbers(one) for one in slots] for name, slots in self._slots.items()},
+            self.requests.likelihoods,
+            self.requests.likelihood_numbers(),
             full_forward=self.full_forward,
             batch_tokens=batch_tokens,
         )
 
-    def _index(self, encoder: Encoder) -> None:
-        """Tokenizes all requests. Each document knows its requests by kind and number."""
-        self._likelihoods: list[LikelihoodRequest] = []
-        self._generations: list[GenerationRequest] = []
-        self._slots: dict[str, list[list[_Slot]]] = {}
-        for name, built in self._tasks.items():
-            try:
-                self._slots[name] = [
-                    [
-                        self._slot(encoder, name, instance)
-                        for instance in (*document.instances, *document.references)
-                    ]
-                    for document in built.documents
-                ]
-            except EvomergeError:
-                raise
-            except Exception as error:
-                raise ConfigError(name, [f"its prompts cannot be tokenized: {one_line(error)}"]) from error
-
-    def _slot(self, encoder: Encoder, task: str, instance: Any) -> _Slot:
-        if instance.request_type == "generate_until":
-            self._generations.append(encoder.generation(task, instance))
-            return _Slot("generation", (len(self._generations) - 1,))
-        first = len(self._likelihoods)
-        if instance.request_type == "loglikelihood_rolling":
-            self._likelihoods += encoder.rolling(instance)
-            return _Slot("rolling", tuple(range(first, len(self._likelihoods))))
-        self._likelihoods.append(encoder.likelihood(task, instance))
-        return _Slot("likelihood", (first,))
-
     def metrics(self, task: str) -> tuple[str, ...]:
-        """The metrics of a task that have one number per document: lm-eval's, then the smooth ones."""
+        """The names of a task's metrics that have one number per document: lm-eval's, then the smooth ones."""
         return self._metrics[task].names
 
     def higher_is_better(self, task: str, metric: str) -> bool:
-        """Whether a greater value of the metric is the better one, as the task says; smooth metrics all are."""
+        """Whether a greater value of the metric is better, as the task says; True for smooth metrics."""
         return bool(self._tasks[task].task.higher_is_better().get(metric.split(",")[0], True))
 
     def document_hashes(self, task: str) -> tuple[str, ...]:
-        """One sha256 per document, of its own question and answers: equal where two tasks share a document.
+        """The sha256 of each document's own question and answers: equal where two tasks share a document.
 
-        Few-shot examples, chat template and the order of the choices do not enter.
+        Few-shot examples, the chat template and the order of the choices have no part in it.
         """
         return tuple(document.digest for document in self._tasks[task].documents)
 
     def score(self, documents: Mapping[str, Sequence[int]] | None = None, answers: Answers | None = None) -> Report:
         """Scores the model's present weights.
 
-        documents: task -> ids of the documents to score, in any order; tasks left out are not scored. None: all.
-        answers: what these weights have answered before, which is not asked again; new answers are added.
+        Args:
+            documents: task -> ids of the documents to score, in any order; tasks left out are not scored. None: all
+                documents of all tasks.
+            answers: what these weights have answered before, which is not asked again; new answers are added.
 
         Raises:
             CandidateError: logits are not finite, memory runs out even for a small batch, or a task's own metric
                 code fails on an answer.
         """
         chosen = self._chosen(documents)
-        slots = {name: [self._slots[name][at] for at in ids] for name, ids in chosen.items()}
+        slots = {name: [self.requests.slots[name][at] for at in ids] for name, ids in chosen.items()}
         self._model.eval()
         with quiet(), seeded(self._model.device):
             answered = self._answer([slot for name in slots for one in slots[name] for slot in one], answers)
             tasks = {}
             truncated = {}
             for name, ids in chosen.items():
-                found = [[_answer(slot, answered) for slot in one] for one in slots[name]]
-                if not all(answer.finite for one in found for answer in one):
+                replies = [[reply(slot, answered) for slot in one] for one in slots[name]]
+                if not all(one.finite for document in replies for one in document):
                     raise CandidateError(f"{name}: the model's logits are not finite (NaN or infinite)")
-                responses = [[answer.response for answer in one] for one in found]
+                responses = [[one.response for one in document] for document in replies]
                 tasks[name] = self._metrics[name].score(ids, responses)
-                truncated[name] = sum(not answer.finished for one in found for answer in one)
+                truncated[name] = sum(not one.finished for document in replies for one in document)
         return Report(
             tasks=tasks,
             tokens=answered.tokens,
             padding=answered.padding,
             truncated=truncated,
-            cut_prompts={name: self._count_cut(slots[name]) for name in slots},
+            cut_prompts={name: self.requests.count_cut(slots[name]) for name in slots},
         )
 
     def backward(
@@ -215,15 +155,16 @@ class Scorer:
         terms: Mapping[str, tuple[str, float]],
         attempt: Attempt = nullcontext,
     ) -> Backward:
-        """Follows the slope of F = Σ share · mean of a metric back to the present weights, in one pass.
+        """Follows the gradient of F = Σ share · mean of a metric back to the present weights, in one pass.
 
         ∂F/∂W is added to the `grad` of each parameter that requires one, micro-batch by micro-batch.
 
-        documents: task -> ids of the documents to climb, in any order.
-        terms: task -> (metric, share), of the same tasks. A metric without a slope is climbed by its stand-in, see
-            `ascent`.
-        attempt: entered around each micro-batch's pass. Where it is left by an exception, what was added inside
-            must be forgotten: a pass that runs out of memory is taken again in smaller parts.
+        Args:
+            documents: task -> ids of the documents to climb, in any order.
+            terms: task -> (metric, share), for the same tasks. A metric without a slope is climbed by its stand-in,
+                see `scoring.sloped_metrics`.
+            attempt: entered around each micro-batch's pass. Where it is left by an exception, what was added inside
+                must be forgotten: a pass that runs out of memory is taken again in smaller parts.
 
         Raises:
             CandidateError: logits are not finite, or memory runs out even for one document.
@@ -235,6 +176,7 @@ class Scorer:
             return self._ascent.run(self._chosen(documents), terms, attempt)
 
     def _chosen(self, documents: Mapping[str, Sequence[int]] | None) -> dict[str, list[int]]:
+        """Task -> ids of the documents that are asked for, ascending, each once; all where None is given."""
         if documents is None:
             return {name: list(range(count)) for name, count in self.documents.items()}
         chosen = {}
@@ -248,32 +190,24 @@ class Scorer:
                 raise ValueError(f"{name}: document ids must lie in [0, {self.documents[name]})")
         return chosen
 
-    def _answer(self, slots: Sequence[_Slot], answers: Answers | None) -> Answered:
-        """The model's answers to all that the slots consist of."""
-        asked: dict[bool, list[int]] = {True: [], False: []}
-        for slot in slots:
-            asked[slot.kind == "generation"] += slot.numbers
-        return self._engine.answer(asked[False], asked[True], answers)
-
-    def _count_cut(self, documents: Sequence[Sequence[_Slot]]) -> int:
-        return sum(any(self._is_cut(slot) for slot in one) for one in documents)
+    def _answer(self, slots: Sequence[Slot], answers: Answers | None) -> Answered:
+        """The model's answers to all requests of some slots."""
+        likelihoods = [number for slot in slots if slot.kind != "generation" for number in slot.numbers]
+        generations = [number for slot in slots if slot.kind == "generation" for number in slot.numbers]
+        return self._engine.answer(likelihoods, generations, answers)
 
     def _cut_lines(self) -> list[str]:
-        """That prompts are cut, in one line: a score on what is left of them looks like any other."""
-        found = [f"{name} ({count} of {self.documents[name]})" for name, count in self.cut.items() if count]
-        if not found:
+        """One line that says which prompts are cut, for a score on the rest of them looks like any other; or []."""
+        tasks = [f"{name} ({count} of {self.documents[name]})" for name, count in self.cut.items() if count]
+        if not tasks:
             return []
         what = f"prompts are cut from the left to {self.max_length} tokens, the model's maximum length"
         cure = "shorten the prompts, or extend the model's context and raise max_length with it"
-        return [f"{what}: documents of {', '.join(found)}; {cure}"]
-
-    def _is_cut(self, slot: _Slot) -> bool:
-        requests = self._generations if slot.kind == "generation" else self._likelihoods
-        return any(requests[number].cut for number in slot.numbers)
+        return [f"{what}: documents of {', '.join(tasks)}; {cure}"]
 
 
 def _check_length(model: Any, max_length: int) -> None:
-    """Refuses positions that a table of the model does not have: they would be an index out of range later.
+    """Refuses positions that the model's table of positions does not have: they would be out of range later.
 
     Raises:
         ConfigError: the length is below 2, or beyond the table.
@@ -287,18 +221,3 @@ def _check_length(model: Any, max_length: int) -> None:
     if max_length > reach and any(0 <= one.num_embeddings - reach <= 2 for one in tables):
         fault = f"is {max_length}, but {type(model).__name__} has learned {reach} positions and cannot read further"
         raise ConfigError("max_length", [fault])
-
-
-def _likelihood_numbers(slots: Sequence[_Slot]) -> list[int]:
-    """The numbers of a document's log-likelihood requests."""
-    return [number for slot in slots if slot.kind != "generation" for number in slot.numbers]
-
-
-def _answer(slot: _Slot, answered: Answered) -> _Answer:
-    """What lm-eval's model answers: the text, the pair, or the sum over a rolling request's windows."""
-    if slot.kind == "generation":
-        text = answered.generations[slot.numbers[0]]
-        return _Answer(text.text, text.finite, text.finished)
-    pairs = [answered.likelihoods[number] for number in slot.numbers]
-    response: Response = pairs[0] if slot.kind == "likelihood" else float(sum(pair[0] for pair in pairs))
-    return _Answer(response, all(math.isfinite(pair[0]) for pair in pairs), finished=True)

@@ -1,24 +1,26 @@
-"""Smooth metrics, for a search to climb: of each document, how likely the model finds what is right.
+"""Smooth metrics, for a search to climb: how likely the model finds what is right, document by document.
 
-Of a multiple-choice document with summed log-likelihoods `l` of its choices and gold choices `G`:
+A multiple-choice document with summed log-likelihoods `l` of its choices and gold choices `G` has:
 
     probability    sum of softmax(l) over G
     loglikelihood  log of the sum of exp(l) over G
     margin         max of l over G, minus max of l over the others
 
-Of a document with one log-likelihood request: `loglikelihood`, that of its answer.
+A document with one log-likelihood request has:
 
-Of a document that is read as a whole (loglikelihood_rolling):
+    loglikelihood  log-likelihood of its answer
 
-    loglikelihood           of its text, nats
-    loglikelihood_per_word  that over its words, as the task counts them
-    loglikelihood_per_byte  that over its bytes, as the task counts them
+A document that is read as a whole (loglikelihood_rolling) has:
 
-Of a document that is answered in free text, where its reference answers `R` are forwarded too:
+    loglikelihood           log-likelihood of its text, in nats
+    loglikelihood_per_word  the same divided by its number of words, as the task counts them
+    loglikelihood_per_byte  the same divided by its number of bytes, as the task counts them
 
-    loglikelihood  log of the sum of their probabilities after the prompt
+A document that is answered in free text, and whose reference answers are forwarded too, has:
 
-More is better of all of them.
+    loglikelihood  log of the sum of the reference answers' probabilities after the prompt
+
+A greater value is better for all of them.
 """
 
 from __future__ import annotations
@@ -35,20 +37,23 @@ from evomerge.errors import ConfigError, one_line
 from evomerge.scoring.tasks import BuiltTask
 
 CHOICE_METRICS = ("probability", "loglikelihood", "margin")
-
+"""The smooth metrics of multiple choice."""
 
 ROLLING_METRICS = ("loglikelihood", "loglikelihood_per_word", "loglikelihood_per_byte")
-
+"""The smooth metrics of documents that are read as a whole."""
 
 Response = tuple[float, bool] | str | float
+"""What lm-eval's model answers to one request: (log-probability, whether greedy), a generated text, or the
+log-likelihood of a whole text."""
 
 
 @dataclass(frozen=True)
 class Smooth:
     """The smooth metrics of a task.
 
-    names: none where they make no sense.
-    values: (document id, answers to its requests, then to those of its references) -> metric -> number.
+    Attributes:
+        names: (), where smooth metrics make no sense.
+        values: (document id, answers to its requests, then to those of its references) -> metric -> number.
     """
 
     names: tuple[str, ...]
@@ -61,9 +66,9 @@ def smooth(built: BuiltTask) -> Smooth:
     Raises:
         ConfigError: the task's own code cannot tell how long its documents are.
     """
-    found = golds(built)
-    if found is not None:
-        return _of_choices(built, found)
+    right = golds(built)
+    if right is not None:
+        return _of_choices(built, right)
     kinds = {tuple(instance.request_type for instance in document.instances) for document in built.documents}
     if kinds == {("loglikelihood",)}:
         return Smooth(("loglikelihood",), lambda _, answers: {"loglikelihood": answers[0][0]})
@@ -75,25 +80,26 @@ def smooth(built: BuiltTask) -> Smooth:
 
 
 def golds(built: BuiltTask) -> tuple[tuple[int, ...], ...] | None:
-    """The gold choices of each document of a multiple-choice task, as lm-eval reads them.
+    """The gold choices of each document of a multiple-choice task, as lm-eval reads them: indices of its choices.
 
-    None where smooth metrics make no sense: another output type, or a document whose label is no choice of it.
+    None where smooth metrics make no sense: another output type, or a document whose label is none of its choices.
     """
     task = built.task
     if task.OUTPUT_TYPE != "multiple_choice" or not isinstance(task, ConfigurableTask):
         return None
-    found = []
+    right = []
     for document in built.documents:
         choices = task.doc_to_choice(document.record)
         label = task.doc_to_text(document.record) if task.multiple_input else task.doc_to_target(document.record)
         gold = tuple(_index(one, choices) for one in (label if isinstance(label, list) else [label]))
         if not gold or not all(0 <= index < len(choices) for index in gold):
             return None
-        found.append(gold)
-    return tuple(found)
+        right.append(gold)
+    return tuple(right)
 
 
 def _index(label: Any, choices: Sequence[str]) -> int:
+    """The index of the choice that a label names; -1 if it names none."""
     if isinstance(label, str):
         return choices.index(label) if label in choices else -1
     return label if isinstance(label, int) else -1
@@ -109,7 +115,12 @@ def _of_choices(built: BuiltTask, gold: Sequence[Sequence[int]]) -> Smooth:
 
 
 def choice_metrics(logprobs: np.ndarray, gold: Sequence[int]) -> dict[str, float]:
-    """The smooth metrics of one document. logprobs: (choices,) float64, finite. gold: indices into it."""
+    """The smooth metrics of one multiple-choice document.
+
+    Args:
+        logprobs: (choices,) float64, finite: the summed log-probability of each choice.
+        gold: indices of the right choices.
+    """
     is_gold = np.zeros(len(logprobs), dtype=bool)
     is_gold[list(gold)] = True
     right = float(np.logaddexp.reduce(logprobs[is_gold]))
@@ -133,9 +144,9 @@ def _of_texts(built: BuiltTask) -> Smooth:
 
 
 def _sizes(built: BuiltTask, record: Any) -> tuple[float, float]:
-    """A text's words and bytes, 1 where there is none: those that its perplexities are over, if it has any.
+    """The numbers of words and bytes of a text, at least 1: those by which the task's perplexities divide, if any.
 
-    A task may count otherwise than in the text that is forwarded: wikitext does before it is detokenized.
+    They may differ from those of the text that is forwarded: wikitext counts before it is detokenized.
     """
     task: Task = built.task
     try:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from evomerge import plugins
-from evomerge.searching.documents import Entry, Fidelity
+from evomerge.searching import samplers
+from evomerge.searching.documents import Fidelity
+from evomerge.searching.host import Assignment, Evaluation, Line, Reserve
+from evomerge.searching.objective import Objective
 from evomerge.searching.samplers import Problem
-from evomerge.searching.search import Answer, Line, Search, Task
+from evomerge.searching.search import Search
 from evomerge.searching.spaces.genes import Coordinate, Genome, initial
-
-# --- a fitness of one's own ------------------------------------------------------------------------------------
 
 Watch = Callable[[int, Sequence[Line], "Genome | None"], None]
 
@@ -40,7 +40,7 @@ class Maximum:
 
 
 class _Memory:
-    """A host in memory."""
+    """A host in memory. candidates, budget: where the search ends, in candidates and in document evaluations."""
 
     def __init__(
         self, evaluate: Evaluate, documents: int, candidates: float, budget: float, watch: Callable[[], None]
@@ -53,33 +53,33 @@ class _Memory:
     def log(self) -> Sequence[Line]:
         return self.lines
 
-    def evaluate(self, tasks: Iterable[Task | None]) -> Iterator[tuple[int, Answer]]:
-        for task in tasks:
-            assert task is not None
-            ids = range(self._documents) if task.documents is None else task.documents[_ONLY]
-            scores = {_ONLY: np.asarray(self._evaluate(task.genome, ids), dtype=np.float64)}
+    def evaluate(self, assignments: Iterable[Assignment | None]) -> Iterator[tuple[int, Evaluation]]:
+        for one in assignments:
+            assert one is not None
+            ids = range(self._documents) if one.documents is None else one.documents[_ONLY]
+            scores = {_ONLY: np.asarray(self._evaluate(one.genome, ids), dtype=np.float64)}
             finite = bool(np.isfinite(scores[_ONLY]).all())
             value = float(scores[_ONLY].mean())
-            yield task.key, Answer(scores, value) if finite else Answer(reason="a score is not finite")
+            yield one.key, Evaluation(scores, value) if finite else Evaluation(reason="a score is not finite")
 
     def keep(self, line: Line) -> Line:
-        self.lines.append(replace(line, answer=None))  # which holds the scores of every document
+        self.lines.append(replace(line, evaluation=None))  # which holds the scores of every document
         self.spent += line.documents
         return line
 
-    def room(self, wanted: int, *, begun: bool, reserve: int) -> int:
+    def room(self, wanted: int, *, begun: bool, reserve: Reserve) -> int:
         if begun:
             return wanted
-        if self.spent + reserve >= self._budget:
+        if self.spent + reserve.documents >= self._budget:
             return 0
-        return int(min(wanted, max(self._candidates - len(self.lines), 0)))
+        return int(min(wanted, max(self._candidates - len(self.lines) - reserve.candidates, 0)))
 
     def begin(self, generation: int, size: int) -> None:
         if generation:
             self._watch()
 
 
-_ONLY = "documents"
+_ONLY = "documents"  # the name of the one entry
 
 
 def maximize(
@@ -96,7 +96,7 @@ def maximize(
     starts: Sequence[Genome] = (),
     watch: Watch = lambda spent, lines, recommended: None,
 ) -> Maximum:
-    """Searches the maximum of a fitness of one's own, with the samplers and the racing of a study.
+    """Searches the maximum of a fitness of one's own, with the samplers and the mini-batches of a study.
 
         found = maximize(lambda genome, ids: scores[ids], coordinates, documents=1000, budget=10_000)
 
@@ -114,22 +114,23 @@ def maximize(
     """
     if candidates is None and budget is None:
         raise ValueError("give candidates or budget, or the search has no end")
-    module = plugins.load("samplers", sampler)
-    if sampler == "gradient" or (options or {}).get("gradient"):
+    module = samplers.load(sampler)
+    choice = module.Options.model_validate(options or {})
+    if choice.climbs_gradients:
         raise ValueError("gradients need a model: a fitness of one's own has no slope to give")
     problem = Problem(coordinates, seed, list(starts) or [initial(coordinates)])
-    made = module.make(problem, module.Options.model_validate(options or {}))
+    made = module.make(problem, choice)
 
     def progress() -> None:
         watch(memory.spent, memory.lines, made.recommend())
 
     memory = _Memory(evaluate, documents, candidates or np.inf, budget or np.inf, progress)
-    entries = [Entry(_ONLY, documents, 1.0)]
-    Search(module, made, entries, seed, fidelity or Fidelity(), memory).run()
+    objective = Objective({_ONLY: documents})
+    Search(module, made, objective, seed, fidelity or Fidelity(), memory).run()
     progress()
     finished = [line for line in memory.lines if line.value is not None]
     chosen = [line.genome for line in finished if line.incumbent]
     if not chosen:
-        whole = [line for line in finished if line.whole]
+        whole = [line for line in finished if line.all_documents]
         chosen = [made.recommend() or max(whole or finished, key=lambda line: line.value or 0.0).genome]
     return Maximum(chosen[-1], tuple(memory.lines))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +9,7 @@ import numpy as np
 BLOCKS = 4  # that a batch consists of
 
 
-MOST_BLOCKS = 16  # of a generation, before its effort
-
-_SURE = 1.64  # standard errors: a candidate this far below the better half is out
+MOST_BLOCKS = 16  # that a generation of the usual effort may have
 
 
 _RELIABLE = (0.35, 0.75)  # below it a generation takes more blocks, above it fewer
@@ -49,40 +46,6 @@ def variance(values: np.ndarray) -> Variance:
     noise = float((residual**2).sum() / ((candidates - 1) * (blocks - 1)))
     between = float(blocks * rows.var(ddof=1))
     return Variance(max(between - noise, 0.0) / blocks, noise)
-
-
-def survivors(values: np.ndarray) -> np.ndarray:
-    """Which candidates may still reach the better half: bool (candidates,).
-
-    values: float64 (candidates, blocks so far). A candidate is out where the last of the better half is above it by
-    more than chance explains. With fewer than two blocks or four candidates nothing is known of chance.
-    """
-    candidates, blocks = values.shape
-    if blocks < 2 or candidates < 4:
-        return np.ones(candidates, dtype=bool)
-    means = values.mean(axis=1)
-    cut = np.sort(means)[::-1][(candidates + 1) // 2 - 1]
-    error = np.sqrt(2 * variance(values).noise / blocks)
-    kept: np.ndarray = cut - means <= _SURE * error
-    return kept
-
-
-def level(rows: Sequence[Sequence[float]]) -> list[float]:
-    """Values that compare, of candidates that saw the first blocks only and of those that saw all.
-
-    rows: each candidate's values on its blocks. A candidate that stopped early is put as far below the others as it
-    was on the blocks that they share, and never above the last of them.
-    """
-    longest = max(map(len, rows))
-    whole = np.array([row for row in rows if len(row) == longest])
-    found = []
-    for row in rows:
-        if len(row) == longest:
-            found.append(float(np.mean(row)))
-        else:
-            behind = float(np.mean(row) - whole[:, : len(row)].mean())
-            found.append(min(behind + float(whole.mean()), float(whole.mean(axis=1).min())))
-    return found
 
 
 class Pace:

@@ -10,7 +10,7 @@ from evomerge.errors import ConfigError
 from evomerge.merging import placement
 from evomerge.models import checkpoints
 from evomerge.models.loading import load_model, load_tokenizer, quiet
-from evomerge.scoring.objective import open_scorer
+from evomerge.scoring.opening import open_scorer
 from evomerge.studies.plan import Plan, check_training
 from evomerge.studies.workers.resources import cores, plan_workers
 

@@ -18,7 +18,9 @@ from evomerge.models.source import Dtype, SourceField, Vocabulary, relocate
 from evomerge.recipes.canonical import name_faults
 from evomerge.recipes.recipe import Compile
 from evomerge.scoring.fitness import Fitness
+from evomerge.searching import samplers
 from evomerge.searching.documents import Fidelity
+from evomerge.searching.samplers import SamplerModule
 from evomerge.searching.spaces.genes import Genome
 from evomerge.searching.spaces.operator_genes import Operator, located
 from evomerge.searching.spaces.space import SearchSpace, parse_genome
@@ -38,7 +40,7 @@ class SamplerChoice(BaseModel):
         if self.name not in known:
             raise ValueError(f"name: unknown sampler {self.name!r}.{suggest(self.name, known)}")
         try:
-            plugins.load("samplers", self.name).Options.model_validate(self.options)
+            self.module.Options.model_validate(self.options)
         except ValidationError as error:
             raise ValueError("\n".join(faults_of(error))) from error
         return self
@@ -47,6 +49,16 @@ class SamplerChoice(BaseModel):
     def options(self) -> dict[str, Any]:
         """The options, as the file gives them."""
         return dict(self.model_extra or {})
+
+    @property
+    def module(self) -> SamplerModule:
+        """The sampler's module."""
+        return samplers.load(self.name)
+
+    @property
+    def climbs_gradients(self) -> bool:
+        """Whether the search asks for derivatives of the fitness."""
+        return self.module.Options.model_validate(self.options).climbs_gradients
 
 
 class Budget(Strict):
@@ -123,7 +135,7 @@ class Experiment(Strict):
     storage: Annotated[str, AfterValidator(_check_storage)] = "journal"
     study: str
 
-    def course(self) -> str:
+    def search_digest(self) -> str:
         """A hash of what decides, besides fitness and space, which candidates a search looks at."""
         content = self.model_dump(mode="json", include={"sampler", "fidelity", "mode"})
         return digest_of_json(content)[:16]
@@ -134,8 +146,8 @@ class Experiment(Strict):
         faults = name_faults(self.experts)
         faults += [f"operators.{name}: is there twice" for name in sorted(set(names)) if names.count(name) > 1]
         faults += self._operator_faults()
-        if self.fitness.objective == "pareto" and not plugins.load("samplers", self.sampler.name).SEVERAL_OBJECTIVES:
-            many = [name for name in plugins.names("samplers") if plugins.load("samplers", name).SEVERAL_OBJECTIVES]
+        if self.fitness.objective == "pareto" and not self.sampler.module.SEVERAL_OBJECTIVES:
+            many = [name for name in plugins.names("samplers") if samplers.load(name).SEVERAL_OBJECTIVES]
             faults.append(
                 f"sampler: {self.sampler.name} takes one objective, but fitness.objective is pareto; "
                 f"take one of {', '.join(many)}"
@@ -147,8 +159,7 @@ class Experiment(Strict):
     def _operator_faults(self) -> list[str]:
         """What does not go with operators, or with training."""
         faults = []
-        climbs = self.sampler.name == "gradient" or self.sampler.options.get("gradient")
-        if climbs and not all(operator.training for operator in self.operators):
+        if self.sampler.climbs_gradients and not all(operator.training for operator in self.operators):
             faults.append("sampler: gradients do not pass through operators; take another one, or none of these")
         trains = [operator.name for operator in self.operators if operator.training]
         if trains and self.fitness.objective == "pareto":

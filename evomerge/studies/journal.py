@@ -1,20 +1,9 @@
-"""What a study keeps on disk, and how it gets there whole.
-
-STUDY/experiment.yaml   the experiment as run, complete in itself
-STUDY/journal.log       finished trials, one line each, appended: an Optuna journal; with `storage: sqlite` it is
-                        STUDY/journal.db, an Optuna database
-STUDY/storage_name      the study's name in a database outside of STUDY, where its trials then are
-STUDY/documents/        per-document results, one file a recipe
-STUDY/answers/          what candidates answered, one file a recipe: see `scoring.answers`
-STUDY/thresholds/       tables that merge methods look up; answers of the models that are learned from
-STUDY/deltas/           what training operators left, one file a candidate
-"""
+"""The log of finished trials: an Optuna study in the study's folder or in a database."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 
 import optuna
@@ -36,12 +25,9 @@ from evomerge.studies.optuna_log import (
     is_json,
     not_collecting_garbage,
     open_study,
-    record_of,
     undamaged,
 )
 from evomerge.studies.trials import Trial
-
-# --- the log -----------------------------------------------------------------------------------------------
 
 
 class Journal:
@@ -84,7 +70,7 @@ class Journal:
             params=trial.genome,
             distributions={name: self._distributions[name] for name in trial.genome},
             values=values,
-            user_attrs=asdict(trial),
+            user_attrs=trial.record(),
         )
         with self._log.writing(), undamaged(str(self._log.mark)):
             self._study.add_trial(frozen)
@@ -166,7 +152,7 @@ class _File:
                         return []  # killed before the first line was whole
                 study = optuna.load_study(storage=self._storage(), study_name=STUDY_NAME)
             return in_order(
-                record_of(frozen)
+                frozen.user_attrs
                 for frozen in study.get_trials(deepcopy=False)
                 if frozen.state.is_finished() and "recipe" in frozen.user_attrs
             )

@@ -1,15 +1,18 @@
-"""The life of a study's folder: made, abandoned, opened again."""
+"""The life of a study's folder: made, opened again, ended, or abandoned."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from evomerge.errors import StudyError
 from evomerge.files import writing
+from evomerge.files.hashing import file_sha256
 from evomerge.studies import journal
 from evomerge.studies.experiment import Experiment, experiment_to_yaml, load_experiment
-from evomerge.studies.folder import EXPERIMENT
+from evomerge.studies.folder import ENDED, EXPERIMENT
 
 
 def create(experiment: Experiment) -> Path:
@@ -32,7 +35,36 @@ def create(experiment: Experiment) -> Path:
 
 
 def keep_experiment(experiment: Experiment, folder: Path) -> None:
+    """Writes STUDY/experiment.yaml."""
     writing.write_text(folder / EXPERIMENT, experiment_to_yaml(experiment))
+
+
+def keep_budget(experiment: Experiment) -> None:
+    """Writes a budget that is not the study's any more into its folder, for good."""
+    folder = Path(experiment.study)
+    if load_experiment(folder / EXPERIMENT).budget != experiment.budget:
+        keep_experiment(experiment, folder)
+
+
+def note_end(experiment: Experiment, trials: int) -> None:
+    """Notes that a study has spent its budget, by so many trials."""
+    folder = Path(experiment.study)
+    writing.write_text(folder / ENDED, json.dumps(_end(folder, trials)) + "\n")
+
+
+def ended(folder: Path, trials: int) -> bool:
+    """Whether a study of so many trials has spent its budget, and would find nothing to do.
+
+    False where that is not known: a study that was killed after its last trial notes its end when it is resumed.
+    """
+    try:
+        return bool(json.loads((folder / ENDED).read_text(encoding="utf-8")) == _end(folder, trials))
+    except (OSError, ValueError):
+        return False
+
+
+def _end(folder: Path, trials: int) -> dict[str, Any]:
+    return {"trials": trials, "experiment": file_sha256(folder / EXPERIMENT)}
 
 
 def abandon(folder: Path) -> None:

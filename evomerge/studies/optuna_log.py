@@ -11,11 +11,10 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import StudyError
 from evomerge.searching.samplers._alone import alone
-from evomerge.studies.trials import Trial
+from evomerge.studies.trials import EarlierVersionError, Trial
 
 STUDY_NAME = "evomerge"  # of the Optuna study in a log that is in the study's folder
 
@@ -34,29 +33,22 @@ def open_study(storage: BaseStorage, name: str, objectives: Sequence[str]) -> op
     return study
 
 
-def record_of(frozen: FrozenTrial) -> dict[str, Any]:
-    """The attributes of an Optuna trial. Older journals have genome and value only where Optuna keeps them."""
-    if "genome" in frozen.user_attrs:
-        return frozen.user_attrs
-    value = frozen.value if frozen.state == TrialState.COMPLETE else None
-    return {**frozen.user_attrs, "genome": dict(frozen.params), "value": value}
-
-
 def in_order(records: Iterable[dict[str, Any]]) -> list[Trial]:
     """The trials of a log, whose numbers must be their places.
 
     Raises:
-        ValueError: one is missing, or two differ that have one number.
-        TypeError: one lacks a field, or has another.
+        ValueError: a trial is missing, or two differ that have one number.
+        TypeError: a trial lacks a field, or has one that is unknown.
+        EarlierVersionError: an earlier version of evomerge wrote the log.
     """
-    found: dict[int, Trial] = {}
+    by_number: dict[int, Trial] = {}
     for record in records:
-        trial = Trial(**{**record, "blocks": tuple(record.get("blocks", ()))})
-        if found.setdefault(trial.number, trial) != trial:
+        trial = Trial.of_record(record)
+        if by_number.setdefault(trial.number, trial) != trial:
             raise ValueError(f"there are two trials {trial.number}: two copies of the study have been run")
-    if list(found) != list(range(len(found))):
+    if list(by_number) != list(range(len(by_number))):
         raise ValueError("a trial is missing")
-    return list(found.values())
+    return list(by_number.values())
 
 
 @contextmanager
@@ -76,6 +68,8 @@ def undamaged(where: Path | str) -> Iterator[None]:
     """Turns what Optuna raises for a log that it cannot read into one line. `where` is a journal's path."""
     try:
         yield
+    except EarlierVersionError as error:
+        raise StudyError(f"{where}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error) or type(error).__name__
         if isinstance(where, Path) and (line := _broken_line(where)):

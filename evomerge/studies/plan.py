@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from evomerge.models.survey import Progress, Survey, survey_models
 from evomerge.operators.training import overlap
 from evomerge.operators.training.corpus import documents
 from evomerge.recipes.recipe import OperatorStep, Recipe, pattern_faults
-from evomerge.scoring import document_texts
-from evomerge.searching.spaces.decoding import CommonRecipe, coordinates, decode
+from evomerge.scoring.tasks import document_texts
+from evomerge.searching.spaces.decoding import CommonRecipe, LaidOut
 from evomerge.searching.spaces.genes import Coordinate, Genome, initial
 from evomerge.searching.spaces.known_points import known_points, resolve
 from evomerge.searching.spaces.operator_genes import Operator
 from evomerge.studies import journal, second_phase, warm_start
 from evomerge.studies.candidates import operating
-from evomerge.studies.candidates.workbench import Setup
+from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.experiment import Experiment
 from evomerge.studies.folder import ANSWERS, DELTAS, EXPERIMENT, TABLES
 from evomerge.studies.trials import Trial, best_trial
@@ -32,18 +32,25 @@ SMALL_ENOUGH_TO_HASH = 2 << 30  # bytes of a model up to which every candidate's
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment laid over its models: what a study needs besides workers.
+    """An experiment laid over its models: all that a study needs besides workers.
 
     Attributes:
+        survey: what the checkpoints are.
+        laid: the search space, laid over the models.
+        folder: the study's folder.
         longest: tokens of the longest text that some candidate is meant for; None if that is the base's own length.
     """
 
     experiment: Experiment
     survey: Survey
-    frame: CommonRecipe
-    coordinates: list[Coordinate]
+    laid: LaidOut
     folder: Path
     longest: int | None = None
+
+    @property
+    def coordinates(self) -> Sequence[Coordinate]:
+        """The coordinates of all genomes."""
+        return self.laid.coordinates
 
     @property
     def model_bytes(self) -> int:
@@ -83,7 +90,7 @@ def make_plan(experiment: Experiment, progress: Progress = lambda text: None) ->
     """
     earlier = _earlier(experiment)
     survey = survey_models(experiment.base, experiment.experts, experiment.dtype, progress, experiment.vocabulary)
-    frame = CommonRecipe(
+    common = CommonRecipe(
         base=survey.base,
         experts=survey.experts,
         layers=survey.layers,
@@ -92,9 +99,9 @@ def make_plan(experiment: Experiment, progress: Progress = lambda text: None) ->
         operators=tuple(operator for operator in experiment.operators if not operator.training),
         vocabulary=experiment.vocabulary,
     )
-    points = coordinates(experiment.space, frame)
+    laid = LaidOut(experiment.space, common)
     try:
-        recipe = decode(experiment.space, frame, initial(points))
+        recipe = laid.decode(initial(laid.coordinates))
     except ValidationError as error:  # values under `fixed`, which only now meet experts and layers
         raise ConfigError("space", faults_of(error)) from error
     if faults := pattern_faults(recipe, survey.names):
@@ -103,10 +110,10 @@ def make_plan(experiment: Experiment, progress: Progress = lambda text: None) ->
     operating.check_operators(survey.base, survey.experts, pure)
     # With the hashes of the weights, so that a study notices if they change; and with the starts themselves, which
     # earlier studies may lose.
-    starts = resolve(points, experiment.starts, earlier)
+    starts = resolve(laid.coordinates, experiment.starts, earlier)
     experiment = experiment.model_copy(update={"base": survey.base, "experts": survey.experts, "starts": starts})
     longest = operating.longest_text(survey.base, pure)
-    return Plan(experiment, survey, frame, points, Path(experiment.study), longest)
+    return Plan(experiment, survey, laid, Path(experiment.study), longest)
 
 
 def check_training(plan: Plan) -> None:
@@ -145,7 +152,7 @@ def recipe_of(plan: Plan, trial: Trial) -> Recipe:
     Raises:
         CheckpointError: it is no longer the recipe that was scored.
     """
-    recipe = second_phase.recipe(plan.experiment.space, plan.frame, plan.training, trial)
+    recipe = second_phase.member_recipe(plan.laid, plan.training, trial)
     if recipe.sha256 != trial.recipe:
         raise CheckpointError(
             f"{plan.folder}: trial {trial.number} cannot be rebuilt: its recipe was {trial.recipe[:12]} and is now "
@@ -155,15 +162,15 @@ def recipe_of(plan: Plan, trial: Trial) -> Recipe:
 
 
 def trained_files(plan: Plan, trials: Iterable[Trial]) -> dict[str, str]:
-    """What training left, by the names of its files: see `candidate.Setup.left`."""
-    found = {}
-    for trial in trials:
-        if trial.left:
-            recipe = recipe_of(plan, trial)
-            for position, step in enumerate(recipe.operators):
-                if step.name in trial.left:
-                    found[operating.delta_file(recipe, position)] = str(trial.left[step.name]["sha256"])
-    return found
+    """Name of a file that training left -> the sha256 of its tensors, see `candidates.setup.Setup.trained`."""
+    return {
+        operating.delta_file(recipe, position): str(trial.training_records[step.name]["sha256"])
+        for trial in trials
+        if trial.training_records
+        for recipe in [recipe_of(plan, trial)]
+        for position, step in enumerate(recipe.operators)
+        if step.name in trial.training_records
+    }
 
 
 def _extremes(experiment: Experiment) -> list[OperatorStep]:
@@ -176,8 +183,8 @@ def starting_points(plan: Plan, progress: Progress = lambda text: None) -> list[
     experiment = plan.experiment
     points: list[Genome] = [start for start in experiment.starts if not isinstance(start, str)]
     if experiment.warm_start:
-        stock = warm_start.model_stock(plan.setup(), experiment.space, plan.frame, plan.survey.names, progress)
-        points += known_points(experiment.space, plan.frame, [] if stock is None else [stock])
+        stock = warm_start.model_stock(plan.setup(), plan.laid, plan.survey.names, progress)
+        points += known_points(plan.laid, [] if stock is None else [stock])
     else:
         points.append(initial(plan.coordinates))
     return [point for number, point in enumerate(points) if point not in points[:number]]

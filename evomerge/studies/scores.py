@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from evomerge.files.writing import replacing, saving
-from evomerge.scoring import Report, TaskScore
-from evomerge.scoring.objective import Measured
-from evomerge.studies.candidates.workbench import Score
+from evomerge.scoring.measured import Measured
+from evomerge.scoring.reports import Report, TaskScore
+from evomerge.studies.candidates.score import Score
 from evomerge.studies.folder import DOCUMENTS
-
-# --- per-document results ----------------------------------------------------------------------------------
 
 
 def write_score(folder: Path, recipe: str, fitness: str, score: Score) -> None:
@@ -33,6 +31,7 @@ def write_score(folder: Path, recipe: str, fitness: str, score: Score) -> None:
     rest = {
         "fitness": fitness,
         "groups": score.groups,
+        "value": score.value,
         "measured": asdict(score.measured),
         "tasks": tasks,
         "report": {k: v for k, v in asdict(replace(score.report, tasks={})).items() if k != "tasks"},
@@ -53,7 +52,7 @@ def read_score(folder: Path, recipe: str, fitness: str) -> Score | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             rest = json.loads(stored["about"].tobytes())
-            if rest["fitness"] != fitness:
+            if rest["fitness"] != fitness or "value" not in rest:
                 return None
             tasks = {
                 task: TaskScore(
@@ -67,7 +66,8 @@ def read_score(folder: Path, recipe: str, fitness: str) -> Score | None:
         return None
     report = Report(tasks=tasks, **rest["report"])
     groups = {entry: tuple(tasks) for entry, tasks in rest["groups"].items()}
-    return Score(Measured(**rest["measured"]), report, groups, rest["seconds"], rest["weights_sha256"])
+    measured = Measured(**rest["measured"])
+    return Score(rest["value"], measured, report, groups, rest["seconds"], rest["weights_sha256"])
 
 
 def read_truncated(folder: Path, recipe: str, fitness: str) -> dict[str, int] | None:

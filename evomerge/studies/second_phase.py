@@ -14,59 +14,57 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from evomerge.recipes.recipe import Recipe, parent_recipe
-from evomerge.searching.spaces.decoding import CommonRecipe, coordinates, decode
+from evomerge.searching.host import Role
+from evomerge.searching.spaces.decoding import LaidOut
 from evomerge.searching.spaces.genes import Genome, initial
 from evomerge.searching.spaces.operator_genes import Operator
-from evomerge.searching.spaces.space import SearchSpace
-from evomerge.studies.trials import Role, Trial, elite_trials
+from evomerge.studies.trials import Trial, elite_trials
 
 
 @dataclass(frozen=True)
 class Member:
-    """A model of the second phase; see `records.Trial` for the attributes."""
+    """A model of the second phase; see `trials.Trial` for the attributes."""
 
     role: Role
     genome: Genome = field(default_factory=dict)
-    of: str = ""
+    parent: str = ""
 
     def same(self, trial: Trial) -> bool:
         """Whether a trial is of this model."""
-        return (trial.role, trial.genome, trial.of) == (self.role, self.genome, self.of)
+        return (trial.role, trial.genome, trial.parent) == (self.role, self.genome, self.parent)
 
 
-def recipe(
-    space: SearchSpace, frame: CommonRecipe, operators: Sequence[Operator], member: Member | Trial
-) -> Recipe:
+def member_recipe(laid: LaidOut, operators: Sequence[Operator], member: Member | Trial) -> Recipe:
     """The recipe of a trial, or of a member.
 
     Args:
         operators: those of the second phase.
     """
-    found = decode(space, frame, member.genome or initial(coordinates(space, frame)))
-    merged = parent_recipe(found, member.of) if member.role in ("parent", "control") else found
+    recipe = laid.decode(member.genome or initial(laid.coordinates))
+    merged = parent_recipe(recipe, member.parent) if member.role in ("parent", "control") else recipe
     trained = [operator.step() for operator in operators] if member.role in ("trained", "control") else []
-    return merged.model_copy(update={"operators": (*found.operators, *trained)})
+    return merged.model_copy(update={"operators": (*recipe.operators, *trained)})
 
 
-def untrained(frame: CommonRecipe, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
+def untrained(laid: LaidOut, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
     """The parents and the elites as they are: what the second phase needs to know first."""
     chosen = _elites(operators, trials)
-    genome = _acting(frame, chosen)
+    genome = _acting(laid, chosen)
     return [
-        *(Member("parent", genome, of=name) for name in ("base", *sorted(frame.experts))),
+        *(Member("parent", genome, parent=name) for name in ("base", *sorted(laid.common.experts))),
         *(Member("elite", trial.genome) for trial in chosen),
     ]
 
 
-def trained(frame: CommonRecipe, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
+def trained(laid: LaidOut, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
     """The elites after training, and the control; none of what failed untrained."""
     chosen = _elites(operators, trials)
-    recipes, genome = {trial.recipe for trial in chosen}, _acting(frame, chosen)
+    recipes, genome = {trial.recipe for trial in chosen}, _acting(laid, chosen)
     ready = [t for t in trials if t.role == "elite" and t.recipe in recipes and t.value is not None]
     found = [Member("trained", trial.genome) for trial in ready]
     parent = best_parent([trial for trial in trials if trial.genome == genome])
     if ready and parent is not None:
-        found.append(Member("control", genome, of=parent.of))
+        found.append(Member("control", genome, parent=parent.parent))
     return found
 
 
@@ -107,14 +105,14 @@ def pending(experts: Iterable[str], operators: Sequence[Operator], trials: Seque
     return parents > 0 and not (parents > len(list(experts)) and "elite" in roles and whole)
 
 
-def _acting(frame: CommonRecipe, chosen: Sequence[Trial]) -> Genome:
+def _acting(laid: LaidOut, chosen: Sequence[Trial]) -> Genome:
     """The genome whose operators act on parents and control: the first elite's; {} where none act on all."""
-    return dict(chosen[0].genome) if frame.operators and chosen else {}
+    return dict(chosen[0].genome) if laid.common.operators and chosen else {}
 
 
 def before(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
     """What was trained to a trial: the elite, or the control's parent; None if it has not been scored."""
-    untrained = Member("parent" if trial.of else "elite", trial.genome, trial.of)
+    untrained = Member("parent" if trial.parent else "elite", trial.genome, trial.parent)
     return next((one for one in trials if untrained.same(one) and one.value is not None), None)
 
 

@@ -1,7 +1,4 @@
-"""Warm starts: points to look at first that take more than the search space to find.
-
-The points of earlier studies, as far as they fit; and model stock's, from the angles between the experts.
-"""
+"""Model stock's point: a warm start from the angles between the experts."""
 
 from __future__ import annotations
 
@@ -15,22 +12,14 @@ from evomerge.merging.model_stock import adds_up
 from evomerge.merging.table_store import Statistics
 from evomerge.models import tensor_names
 from evomerge.models.survey import Progress
-from evomerge.searching.spaces.decoding import CommonRecipe, decode
+from evomerge.searching.spaces.decoding import LaidOut
 from evomerge.searching.spaces.genes import Genome
 from evomerge.searching.spaces.known_points import WantedWeight, nearest_weights, together
-from evomerge.searching.spaces.space import SearchSpace
-from evomerge.studies.candidates import workbench
-from evomerge.studies.candidates.workbench import Setup
-
-# --- model stock -------------------------------------------------------------------------------------------
+from evomerge.studies.candidates.setup import Setup, open_inputs
 
 
 def model_stock(
-    setup: Setup,
-    space: SearchSpace,
-    frame: CommonRecipe,
-    names: Sequence[str],
-    progress: Progress = lambda text: None,
+    setup: Setup, laid: LaidOut, names: Sequence[str], progress: Progress = lambda text: None
 ) -> Genome | None:
     """Model stock's step from the base towards the experts' average, as weights of task vectors.
 
@@ -53,21 +42,21 @@ def model_stock(
         CheckpointError: a tensor has values that are not finite.
         StudyError: the cache cannot be written.
     """
-    if "weight" not in space.numbers or len(frame.experts) < 2:
+    if "weight" not in laid.space.numbers or len(laid.common.experts) < 2:
         return None
-    for method in space.methods:
-        genome = together(space, frame, method)
-        if genome is not None and adds_up(method, decode(space, frame, genome).options[method]):
-            return nearest_weights(space, frame, genome, _wishes(setup, space, frame, genome, names, progress))
+    for method in laid.space.methods:
+        genome = together(laid, method)
+        if genome is not None and adds_up(method, laid.decode(genome).options[method]):
+            return nearest_weights(laid, genome, _wishes(setup, laid, genome, names, progress))
     return None
 
 
 def _wishes(
-    setup: Setup, space: SearchSpace, frame: CommonRecipe, genome: Genome, names: Sequence[str], progress: Progress
+    setup: Setup, laid: LaidOut, genome: Genome, names: Sequence[str], progress: Progress
 ) -> list[WantedWeight]:
     """Model stock's weight of each tensor, beside the λ that a genome has there."""
-    base, experts = workbench.open_inputs(setup)
-    recipe = decode(space, frame, genome)
+    base, experts = open_inputs(setup)
+    recipe = laid.decode(genome)
     stock = plugins.load("methods", "model_stock")
     statistics = Statistics(
         base, experts, names, Path(setup.cache), lambda text: progress("measuring angles for a warm start")
@@ -79,7 +68,7 @@ def _wishes(
             experts=tuple(recipe.experts),
             values={"lambda": (1.0,)},
             options=stock.OPTIONS,
-            seed=frame.seed,
+            seed=laid.common.seed,
             table=lambda kind, which, name=place.name: statistics.table(kind, which, name),  # type: ignore[misc]
         )
         (share,) = stock.scalars(inputs)["step"]  # t/K

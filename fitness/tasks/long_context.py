@@ -16,19 +16,22 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def passkey(**given: Any) -> dict[str, datasets.Dataset]:
+    """A number hidden in filler, for lm-eval's `custom_dataset`; options as in `long_context.passkey`."""
     return _split("passkey", given)
 
 
 def needle(**given: Any) -> dict[str, datasets.Dataset]:
+    """A fact hidden in running text; options as in `long_context.needle`."""
     return _split("needle", given)
 
 
 def long_tail(**given: Any) -> dict[str, datasets.Dataset]:
+    """The end of a passage after more or less context; options as in `long_context.long_tail`."""
     return _split("long_tail", given)
 
 
 def per_byte(document: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
-    """The log-likelihood of a tail, nats per byte: more is better."""
+    """The log-likelihood of a tail, in nats per byte: a greater value is better."""
     return {"loglikelihood_per_byte": results[0][0] / len(document["tail"].encode())}
 
 

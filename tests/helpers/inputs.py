@@ -55,7 +55,7 @@ def save_adapter(base: Path, out: Path, seed: int = 0, **options: Any) -> Any:
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
-    wrapped.save_pretrained(out)
+    wrapped.save_pretrained(str(out))
     return wrapped.merge_and_unload()
 
 

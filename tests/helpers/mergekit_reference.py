@@ -358,7 +358,7 @@ def _merge(case: Case, parameters: Mapping[str, Any], bernoulli: HashedBernoulli
     based = case.method not in BASELESS and case.options.get("task_vectors", True)
     tensors = {"base": base, **experts} if based else experts
     with patch.object(torch, "bernoulli", bernoulli) if bernoulli else nullcontext():
-        return merge_tensors(
+        merged: Tensor = merge_tensors(
             list(tensors.values()),
             case.method,
             parameters=parameters,
@@ -367,6 +367,7 @@ def _merge(case: Case, parameters: Mapping[str, Any], bernoulli: HashedBernoulli
             dtype=torch.float32,
             out_dtype=base.dtype,
         )
+    return merged
 
 
 def _karcher(case: Case) -> Tensor:
@@ -376,7 +377,8 @@ def _karcher(case: Case) -> Tensor:
     base, experts = inputs(case)
     weights = [case.value("weight", name) for name in experts]
     alphas = [weight / sum(weights) for weight in weights]
-    return karcher_merge_tensors([expert.float() for expert in experts.values()], alphas).to(base.dtype)
+    merged: Tensor = karcher_merge_tensors([expert.float() for expert in experts.values()], alphas)
+    return merged.to(base.dtype)
 
 
 def _expected_factors(case: Case, probabilities: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,14 +1,13 @@
-"""One tensor merged by a method, without any file."""
+"""Tensors of random numbers, and one tensor merged by a method, without any file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from evomerge import plugins
+from evomerge.merging import methods
 from evomerge.merging.kernels import passes, tables
 from evomerge.merging.methods import TensorInputs
 
@@ -19,10 +18,12 @@ def merge(
     experts: Mapping[str, torch.Tensor],
     options: Mapping[str, bool] | None = None,
     seed: int = 0,
+    *,
+    compiled: bool = False,
     **values: Any,
 ) -> torch.Tensor:
     """One tensor merged, with its tables computed on the spot."""
-    method: ModuleType = plugins.load("methods", name)
+    method = methods.load(name)
     names = tuple(sorted(experts))
     chosen = {**method.OPTIONS, **(options or {})}
     defaults = {p.name: p.default for p in method.PARAMETERS}
@@ -40,9 +41,14 @@ def merge(
         table=lambda kind, which: tables.KINDS[kind].of(base, [experts[expert] for expert in which]),
     )
     out = torch.empty_like(base)
-    passes.run(method, chosen, out, base, [experts[e] for e in names], method.scalars(inputs), compiled=False)
+    passes.run(method, chosen, out, base, [experts[e] for e in names], method.scalars(inputs), compiled=compiled)
     return out
 
 
 def _per_expert(value: Any, names: tuple[str, ...]) -> list[float]:
     return [float(value[name]) if isinstance(value, Mapping) else float(value) for name in names]
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Normal numbers of mean 0 and deviation 1, float32."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -43,5 +43,17 @@ def what_counts(trials: list[Trial]) -> list[Any]:
 
 
 def all_that_counts(trials: list[Trial]) -> list[Any]:
-    more = [(t.role, t.blocks, t.whole, t.incumbent, t.known, t.documents, t.gradient, t.climbed) for t in trials]
+    more = [
+        (
+            t.role,
+            t.blocks,
+            t.all_documents,
+            t.incumbent,
+            t.log_length_when_asked,
+            t.documents,
+            t.gradient,
+            t.climbed,
+        )
+        for t in trials
+    ]
     return list(zip(what_counts(trials), more, strict=True))

@@ -1,6 +1,7 @@
 """Tiny random models of many families, and what one plain forward pass of them says."""
 
 import json
+from typing import Any
 
 import torch
 from transformers import (
@@ -146,7 +147,7 @@ ROWS = {
 CONFIGS = TREES | ROWS
 
 
-def make_tiny_model(name: str, seed: int = 0):
+def make_tiny_model(name: str, seed: int = 0) -> Any:
     """A random float32 model of a family; the seed decides its weights."""
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()

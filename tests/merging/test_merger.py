@@ -11,11 +11,12 @@ from evomerge import plugins
 from evomerge.errors import CandidateError
 from evomerge.files import hashing
 from evomerge.merging import merger
-from evomerge.merging.kernels.passes import can_compile
+from evomerge.merging.kernels.compiling import can_compile
 from evomerge.models import loading, survey
 from evomerge.models.source import Source
 from evomerge.recipes.recipe import Recipe
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.workbench import Workbench
 
 
 def open_bench(family: Path, cache: Path, **changes: Any) -> Workbench:

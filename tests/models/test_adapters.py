@@ -33,10 +33,10 @@ def test_an_adapter_is_folded_as_peft_folds_it(
     base = (family if dtype == "float32" else bf16_family) / "models/base"
     merged = save_adapter(base, tmp_path / "lora", **ADAPTER_KINDS[kind])
     found = opened(tmp_path / "cache", base, tmp_path / "lora")
-    tolerance = {"rtol": 2e-6, "atol": 2e-6} if dtype == "float32" else {"rtol": 2**-6, "atol": 2**-7}
+    rtol, atol = (2e-6, 2e-6) if dtype == "float32" else (2**-6, 2**-7)
     changed = 0
     for name, parameter in merged.named_parameters():
-        torch.testing.assert_close(found["lora"][name], parameter.data, **tolerance)
+        torch.testing.assert_close(found["lora"][name], parameter.data, rtol=rtol, atol=atol)
         changed += not torch.equal(found["lora"][name], found[""][name])
     assert changed >= 4
     assert found["lora"].dtype == dtype
@@ -58,30 +58,12 @@ def test_weights_that_are_kept_transposed_are_folded_transposed(tmp_path: Path, 
 
 def test_trained_biases_take_the_place_of_the_bases(tmp_path: Path) -> None:
     base = tiny_gpt2(tmp_path / "base")
-    options = {"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "all"}
+    options: dict[str, Any] = {"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "all"}
     merged = save_adapter(base, tmp_path / "lora", **options)
     found = opened(tmp_path / "cache", base, tmp_path / "lora")["lora"]
     for name, parameter in merged.named_parameters():
         torch.testing.assert_close(found[name], parameter.data, rtol=2e-6, atol=2e-6)
     assert found["transformer.h.0.ln_1.bias"].abs().sum() > 0
-
-
-def test_folding_gives_the_same_bits_on_any_number_of_threads() -> None:
-    torch.manual_seed(0)
-    weight, left, right = torch.randn(700, 513).bfloat16(), torch.randn(700, 9), torch.randn(9, 513)
-    results = []
-    before = torch.get_num_threads()
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(adapters.fold(weight, left, right, 0.7))
-    torch.set_num_threads(before)
-    assert all(torch.equal(results[0], other) for other in results)
-    expected = torch.zeros(700, 513)
-    for k in range(9):
-        expected = expected + left[:, k, None] * right[k]
-    assert torch.equal(results[0], (0.7 * expected + weight.float()).bfloat16())
-    exact = weight.double() + 0.7 * left.double() @ right.double()
-    assert (results[0].double() - exact).abs().max() <= 2**-8 * exact.abs().max()
 
 
 def change_config(folder: Path, **changes: Any) -> None:

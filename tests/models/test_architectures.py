@@ -33,7 +33,8 @@ from evomerge.models.source import Source
 from evomerge.models.survey import survey_models
 from evomerge.recipes.recipe import Recipe
 from evomerge.results.exporting.folder import export_recipe, weights_sha256
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.workbench import Workbench
 from tests.helpers.family import make_tokenizer
 
 LAYERS = 3

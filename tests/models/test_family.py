@@ -21,7 +21,8 @@ from evomerge.results import certificate
 from evomerge.results.exporting.folder import export_recipe, export_trial
 from evomerge.studies import check, experiment, life, study, trials
 from evomerge.studies.candidates import score_model
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.workbench import Workbench
 from evomerge.studies.plan import Plan, make_plan, recipe_of
 from tests.helpers.family import experiment_mapping
 from tests.helpers.inputs import FIRST, live, save_model, silent, source
@@ -95,7 +96,7 @@ def test_a_workbench_makes_what_is_missing_and_merges_mixtures_exactly(mixtures:
         experts=found.experts,
         dtype=found.dtype,
         layers=found.layers,
-        parameters={"weight": 0.5},
+        parameters={"weight": 0.5},  # type: ignore[dict-item]
     )
     model = bench.build(recipe).model
     base, ant = live(mixtures / "base"), live(mixtures / "ant")

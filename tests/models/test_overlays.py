@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from evomerge.models import survey
 from evomerge.models.family import Inputs
 from evomerge.models.source import Source
-from evomerge.studies.candidates import workbench
-from evomerge.studies.candidates.workbench import Setup
+from evomerge.studies.candidates.setup import Setup, prepare
 from tests.helpers.inputs import PROJECTIONS, opened, silent, source
 
 
@@ -49,12 +48,12 @@ def test_a_study_looks_for_damage_in_every_byte_before_its_workers_start(
 ) -> None:
     found = survey.survey_models(source(family / "models/base"), {"lora": source(lora)}, "auto")
     setup = Setup(found.base, found.experts, found.dtype, str(tmp_path / "cache"))
-    workbench.prepare(setup, [], found.names, silent)
+    prepare(setup, [], found.names, silent)
     (file,) = (tmp_path / "cache/inputs").glob("*.safetensors")
     sound = file.read_bytes()
     file.unlink()
     file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
-    workbench.prepare(setup, [], found.names, silent)
+    prepare(setup, [], found.names, silent)
     assert file.read_bytes() == sound
 
 

@@ -28,7 +28,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         exclude_modules=["k_proj"],
         modules_to_save=["norm"],
     )
-    peft.get_peft_model(AutoModelForCausalLM.from_config(CONFIG), settings).save_pretrained(out)
+    peft.get_peft_model(AutoModelForCausalLM.from_config(CONFIG), settings).save_pretrained(str(out))
     return out
 
 

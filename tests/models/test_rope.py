@@ -135,7 +135,8 @@ def test_changes_are_undone_in_the_order_of_a_stack() -> None:
 
 
 def test_the_given_parameters_are_not_kept() -> None:
-    model, given = make(LlamaConfig(**COMMON)), copy.deepcopy(LONGROPE)
+    model = make(LlamaConfig(**COMMON))
+    given: dict[str, Any] = copy.deepcopy(LONGROPE)
     rope.set_rope(model, given, max_position_embeddings=128)
     wanted = logits(model)
     given["long_factor"][1] = 9.0

@@ -143,7 +143,7 @@ def test_an_adapter_with_new_tokens_brings_their_rows(tmp_path: Path) -> None:
     tokenizer.add_tokens(["x", "y"])
     model.resize_token_embeddings(8, mean_resizing=False)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
-    wrapped.save_pretrained(tmp_path / "lora", save_embedding_layers=True)
+    wrapped.save_pretrained(str(tmp_path / "lora"), save_embedding_layers=True)
     tokenizer.save_pretrained(tmp_path / "lora")
     experts = {"lora": source(tmp_path / "lora")}
     with pytest.raises(CheckpointError, match=r"experts\.lora: .* has 8 rows .* give `vocabulary: base`"):

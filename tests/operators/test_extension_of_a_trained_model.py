@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
-import operators_context
+import operators_context  # type: ignore[import-not-found]
 from operators_context import Reading
 
 pytestmark = pytest.mark.slow

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from evomerge.errors import ConfigError
 from evomerge.results import choosing, fronts
 from evomerge.studies.trials import Trial
+from tests.helpers.trials import make_trial
 
 Point = tuple[float, ...]
 
@@ -24,7 +25,7 @@ Point = tuple[float, ...]
 def trial(number: int, point: Point | None, generation: int = 0, **rest: Any) -> Trial:
     climbed = {} if point is None else {f"t{at}": value for at, value in enumerate(point)}
     value = None if point is None else sum(point) / len(point)
-    return replace(Trial(number, generation, 0, {}, f"{number}", "f", value, climbed, climbed, {}), **rest)
+    return make_trial(number, value, generation=generation, tasks=climbed, climbed=climbed, **rest)
 
 
 def trials(*points: Point | None) -> list[Trial]:
@@ -65,7 +66,7 @@ def test_failed_trials_are_on_no_front() -> None:
 
 
 def test_trials_on_some_documents_count_only_where_there_are_no_others() -> None:
-    partial = [trial(0, (0.9, 0.9), whole=False), trial(1, (0.1, 0.2), whole=False)]
+    partial = [trial(0, (0.9, 0.9), all_documents=False), trial(1, (0.1, 0.2), all_documents=False)]
     assert numbers(fronts.front([*partial, trial(2, (0.5, 0.5))])) == [2]
     assert numbers(fronts.front(partial)) == [0]
     assert numbers(fronts.front([*partial, trial(2, (0.5, 0.5), role="final")])) == [0]

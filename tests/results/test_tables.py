@@ -9,14 +9,15 @@ import numpy as np
 from rich.console import Console
 
 from evomerge.results import summary, tables
-from evomerge.scoring import Report, TaskScore
 from evomerge.scoring.fitness import Entry, Fitness
-from evomerge.scoring.objective import Measured
+from evomerge.scoring.measured import Measured
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.searching.spaces.space import SearchSpace
 from evomerge.studies import scores
-from evomerge.studies.candidates.workbench import Score
+from evomerge.studies.candidates.score import Score
 from evomerge.studies.experiment import Budget, SamplerChoice
 from evomerge.studies.trials import Trial
+from tests.helpers.trials import make_trial
 
 
 class _Experiment:
@@ -38,10 +39,11 @@ def _study(folder: Path, counts: list[int]) -> list[Trial]:
     for number, count in enumerate(counts):
         result = TaskScore(np.arange(200), {"exact_match": np.zeros(200)}, {"exact_match": 0.0})
         found = Report({"sums": result}, 0, 0, {"sums": count}, {"sums": 0})
-        measured = Measured(number / 10, {"sums": 0.0}, {"sums": 0.0})
-        scores.write_score(folder, f"{number}", "f", Score(measured, found, {"sums": ("sums",)}, {}))
-        values = {"value": measured.value, "tasks": measured.tasks, "climbed": measured.climbed, "seconds": {}}
-        trials.append(Trial(number, 0, number, {}, f"{number}", "f", truncated=count, **values))  # type: ignore[arg-type]
+        measured = Measured({"sums": 0.0}, {"sums": 0.0})
+        score = Score(number / 10, measured, found, {"sums": ("sums",)}, {})
+        scores.write_score(folder, f"{number}", "f", score)
+        values = {"tasks": measured.tasks, "climbed": measured.climbed, "truncated": count}
+        trials.append(make_trial(number, score.value, generation=0, slot=number, **values))
     return trials
 
 
@@ -78,8 +80,8 @@ def test_of_several_objectives_the_front_is_shown(tmp_path: Path) -> None:
     trials = []
     for number, (maths, code) in enumerate([(0.1, 0.1), (0.5, 0.1), (0.4, 0.4), (0.1, 0.5), (0.3, 0.3)]):
         climbed = {"maths": maths, "code": code}
-        values = {"value": (maths + code) / 2, "tasks": climbed, "climbed": climbed, "seconds": {}}
-        trials.append(Trial(number, number // 2, 0, {"weight": 0.5}, f"{number}", "f", **values))  # type: ignore[arg-type]
+        values = {"tasks": climbed, "climbed": climbed, "generation": number // 2}
+        trials.append(make_trial(number, (maths + code) / 2, genome={"weight": 0.5}, **values))
     found = summary.summary(trials, _Several(), str(tmp_path))
     assert [one["number"] for one in found["front"]] == [2, 1, 3]
     assert found["knee"] == 2
@@ -95,7 +97,10 @@ def test_of_several_objectives_the_front_is_shown(tmp_path: Path) -> None:
 
 def test_warnings_of_the_search_stand_with_the_others(tmp_path: Path) -> None:
     trials = [
-        Trial(n, n // 5, n % 5, {"weight": n / 40}, f"{n}", "f", 0.5, {"t": 0.5}, {"t": 0.5}, {}) for n in range(40)
+        make_trial(
+            n, 0.5, genome={"weight": n / 40}, generation=n // 5, slot=n % 5, tasks={"t": 0.5}, climbed={"t": 0.5}
+        )
+        for n in range(40)
     ]
     found = summary.summary(trials, _Experiment(), str(tmp_path))
     (warning,) = found["warnings"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from evomerge.searching.spaces.genes import Coordinate
 from evomerge.searching.spaces.space import SearchSpace
 from evomerge.studies.experiment import Budget, SamplerChoice
 from evomerge.studies.trials import Trial
+from tests.helpers.trials import make_trial
 
 GENES = {"weight": 6, "density": 2, "lambda": 1}
 COORDINATES = [
@@ -69,7 +71,15 @@ def search(
             values = rows.mean(axis=1)
             for slot in range(POPULATION):
                 row = tuple(rows[slot].tolist())
-                add(generation, slot, points[slot], values[slot], blocks=row, whole=False, documents=blocks * BLOCK)
+                add(
+                    generation,
+                    slot,
+                    points[slot],
+                    values[slot],
+                    blocks=row,
+                    all_documents=False,
+                    documents=blocks * BLOCK,
+                )
         else:
             values = true + noise * random.standard_normal(POPULATION)
             for slot in range(POPULATION):
@@ -82,7 +92,7 @@ def search(
                 *(generation, 0, mean, apart),
                 role="select",
                 incumbent=apart > incumbent,
-                whole=False,
+                all_documents=False,
                 documents=KEPT,
             )
             incumbent = max(apart, incumbent)
@@ -93,8 +103,8 @@ def trial(
     number: int, generation: int, slot: int, point: Sequence[float] | np.ndarray, value: float, **rest: object
 ) -> Trial:
     genome: dict[str, float | str] = {c.name: float(u) for c, u in zip(COORDINATES, point, strict=True)}
-    found = Trial(number, generation, slot, genome, f"{number}", "f", float(value), {"t": 0.5}, {"t": 0.5}, {})
-    return replace(found, **rest)  # type: ignore[arg-type]
+    values: dict[str, Any] = {"tasks": {"t": 0.5}, "climbed": {"t": 0.5}, **rest}
+    return make_trial(number, float(value), genome=genome, generation=generation, slot=slot, **values)
 
 
 def said(trials: Sequence[Trial], *words: str, **options: bool) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.scoring import answers as module
-from evomerge.scoring.answers import DIGEST, Answer, Answers
+from evomerge.scoring.answers import DIGEST, Answers, KeptAnswer
 
 CALL, OTHER = b"c" * DIGEST, b"o" * DIGEST
 
@@ -22,7 +22,7 @@ def digest(number):
 
 
 def likelihood(logprob):
-    return Answer(logprob, greedy=logprob > -1, text="", tokens=0, finished=True)
+    return KeptAnswer(logprob, greedy=logprob > -1, text="", tokens=0, finished=True)
 
 
 def some(*numbers):
@@ -42,7 +42,7 @@ def same(first, second):
 
 
 LIKELIHOODS = st.builds(
-    Answer,
+    KeptAnswer,
     st.floats(max_value=0.0, allow_nan=False, allow_infinity=False),
     st.booleans(),
     st.just(""),
@@ -50,7 +50,7 @@ LIKELIHOODS = st.builds(
     st.just(True),
 )
 GENERATIONS = st.builds(
-    Answer,
+    KeptAnswer,
     st.just(math.nan),
     st.just(False),
     st.text(st.characters(codec=None)),
@@ -74,7 +74,9 @@ def test_answers_come_back_to_the_last_bit(new):
 @pytest.mark.parametrize("text", ["naïve ∀ 猫 🐈", "\ud83d", "\ud83d\ude00", "a\x00b", "\udc80 broken"])
 def test_any_text_comes_back(tmp_path, text):
     # A lone high surrogate before a lone low one must not become a pair.
-    new = {digest(k): Answer(math.nan, False, one, 3, False) for k, one in enumerate(["\ud83d", text, "\ude00"])}
+    new = {
+        digest(k): KeptAnswer(math.nan, False, one, 3, False) for k, one in enumerate(["\ud83d", text, "\ude00"])
+    }
     written = Answers(tmp_path, "key")
     written.begin(CALL)
     written.add(new)
@@ -122,7 +124,7 @@ def test_what_begin_gives_does_not_grow_with_the_call():
 
 def test_a_call_is_written_now_and_then(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("evomerge.scoring.answers.time.monotonic", lambda: now[0])
     kept = Answers(tmp_path, "key")
     kept.begin(CALL)
     kept.add(some(1))

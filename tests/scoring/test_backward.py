@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from evomerge.errors import CandidateError, ConfigError
-from evomerge.scoring import Scorer, TaskSpec
-from evomerge.scoring.backward import STAND_IN, choice_metric
 from evomerge.scoring.forward import differentiable, head
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
+from evomerge.scoring.sloped_metrics import STAND_IN, choice_metric
 from evomerge.scoring.smooth_metrics import choice_metrics
 from tests.helpers.tiny_models import CONFIGS, short_of_memory
 
@@ -76,14 +77,14 @@ def plain(model, scorer, terms, documents):
     for task, (metric, share) in terms.items():
         built = scorer._tasks[task]
         for at in documents[task]:
-            sums = []
-            for slot in scorer._slots[task][at]:
+            answers: list[torch.Tensor] = []
+            for slot in scorer.requests.slots[task][at]:
                 for number in slot.numbers:
-                    one = scorer._likelihoods[number]
+                    one = scorer.requests.likelihoods[number]
                     logits = model(input_ids=torch.tensor([one.row]), use_cache=False).logits[0, -len(one.answer) :]
                     logprobs = logits.float().log_softmax(-1)
-                    sums.append(logprobs.gather(1, torch.tensor(one.answer)[:, None]).sum())
-            sums = torch.stack([torch.zeros(()), *sums])[1:]  # a text may be empty
+                    answers.append(logprobs.gather(1, torch.tensor(one.answer)[:, None]).sum())
+            sums = torch.stack([torch.zeros(()), *answers])[1:]  # a text may be empty
             if built.task.OUTPUT_TYPE == "multiple_choice":
                 sums = sums[: len(built.task.doc_to_choice(built.documents[at].record))]  # acc_mutual_info has more
             if task == "rolling":
@@ -181,7 +182,7 @@ def test_micro_batches_change_nothing_but_the_last_digits(make, family):
     found = []
     for tokens in (1, 64, 100_000):
         model, scorer = make(TERMS, family, batch_tokens=tokens)
-        shapes = []
+        shapes: list[object] = []
         model.base_model.register_forward_pre_hook(
             lambda _, __, keywords, shapes=shapes: shapes.append(keywords["input_ids"].shape), with_kwargs=True
         )
@@ -199,7 +200,7 @@ def test_micro_batches_change_nothing_but_the_last_digits(make, family):
 def test_rows_that_are_equal_are_forwarded_once(make):
     model, scorer = make(["mc_letters"])
     found = scorer.backward({"mc_letters": [0]}, {"mc_letters": ("acc", 1.0)})
-    rows = {scorer._likelihoods[slot.numbers[0]].row for slot in scorer._slots["mc_letters"][0]}
+    rows = {scorer.requests.likelihoods[slot.numbers[0]].row for slot in scorer.requests.slots["mc_letters"][0]}
     assert len(rows) == 1  # its choices are single tokens
     assert found.tokens == len(next(iter(rows)))
     assert gradients(model)
@@ -282,51 +283,6 @@ def test_nothing_is_dropped_out(make):
     assert not model.training
     assert np.array_equal(found[0][0], found[1][0])
     assert all(torch.equal(one, found[1][1][name]) for name, one in found[0][1].items())
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mamba", "qwen3_next"])
-def test_checkpointed_layers_give_the_same_bits(make, family, scoring_model):
-    model = scoring_model(family)
-    ids = torch.arange(12)[None]
-    found = []
-    for wrap in (False, True):
-        with differentiable.checkpointed(model) if wrap else forgetting(model):
-            logits = model(input_ids=ids, use_cache=False).logits
-            logits.square().mean().backward()
-        found.append((logits.detach(), gradients(model)))
-    assert torch.equal(found[0][0], found[1][0])
-    assert found[0][1].keys() == found[1][1].keys()
-    for name, one in found[0][1].items():
-        torch.testing.assert_close(one, found[1][1][name], rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("family", sorted(CONFIGS))
-def test_the_layers_are_found_in_every_family(family, scoring_model):
-    model = scoring_model(family)
-    text = model.config.get_text_config()
-    wanted = getattr(text, "num_hidden_layers", None) or text.n_layers
-    assert len(differentiable.layers(model)) == wanted
-
-
-def test_layers_keep_their_inputs_alone(make, scoring_model):
-    """Bytes that wait for the way back, counted as autograd saves them."""
-    model = scoring_model("llama")
-    ids = torch.arange(100)[None]
-
-    def saved(context):
-        sizes = {}
-
-        def pack(tensor):
-            if not isinstance(tensor, torch.nn.Parameter):
-                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with context, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            hidden = model.base_model(input_ids=ids, use_cache=False)[0]
-        del hidden
-        return sum(sizes.values())
-
-    assert saved(differentiable.checkpointed(model)) < 0.3 * saved(forgetting(model))
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -94,7 +94,7 @@ def test_overlapping_choices_ask_only_for_what_is_new(make, pairs, requests):
 
 def stop_at(model, number):
     """Interrupts the forward pass of that number."""
-    passes = []
+    passes: list[object] = []
 
     def count(*_):
         passes.append(None)
@@ -107,7 +107,7 @@ def stop_at(model, number):
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mamba"])
 @pytest.mark.parametrize("batch_tokens", [32, 64])
 def test_an_interrupted_call_goes_on_with_the_same_bits(family, batch_tokens, make, tmp_path):
-    passes = []
+    passes: list[object] = []
     counted = make(family, lambda model: model.base_model.register_forward_hook(lambda *_: passes.append(None)))
     passes.clear()
     ask(counted, None)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from evomerge.errors import CandidateError, ConfigError
-from evomerge.scoring import Scorer, TaskSpec
 from evomerge.scoring.forward.decode import Decoder
 from evomerge.scoring.generate import Generator
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 
 FREE = 24  # tokens
 TASK = """
@@ -252,7 +253,7 @@ def test_generate_survives_running_out_of_memory(make, scoring_model):
     scorer = make(length=6, model=model, batch_tokens=4096)
     scorer.score()
     calm = texts(scorer)
-    failures = []
+    failures: list[object] = []
 
     def check(_, __, keywords):
         if len(keywords["input_ids"]) > 2:

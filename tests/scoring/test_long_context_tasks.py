@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 from evomerge.errors import ConfigError
 from evomerge.files import shipped
 from evomerge.files.yaml import read_yaml
-from evomerge.scoring import Scorer, TaskSpec
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 from tests.helpers.parity import assert_equal_to_stock
 from tests.helpers.tiny_models import MAX_LENGTH
 

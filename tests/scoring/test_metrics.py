@@ -10,7 +10,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from evomerge.errors import CandidateError, ConfigError
-from evomerge.scoring import Scorer, TaskSpec
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 from evomerge.scoring.smooth_metrics import choice_metrics
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from evomerge.scoring import Scorer, TaskSpec
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 from tests.helpers.builtin_tasks import BUILT_IN
 from tests.helpers.parity import assert_equal_to_stock
 
@@ -49,7 +50,7 @@ def test_lm_evals_own_tasks_equal_stock_lm_eval(
     scorer = Scorer(model, tokenizer, [TaskSpec(name) for name in BUILT_IN], include=scoring_builtin_tasks)
     stock = scoring_stock(model, tokenizer, BUILT_IN, scoring_builtin_tasks)
     assert_equal_to_stock(scorer, scorer.score(), stock)
-    windows = [len(slot.numbers) for (slot,) in scorer._slots["wikitext"]]
+    windows = [len(slot.numbers) for (slot,) in scorer.requests.slots["wikitext"]]
     assert windows[0] == int(bos)
     assert windows[-1] > 3
 

@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from evomerge.errors import ConfigError
-from evomerge.scoring import Scorer, TaskSpec, tasks
+from evomerge.scoring import task_names
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 
 
 @pytest.fixture
 def make(scoring_model, scoring_tokenizer, scoring_tasks):
     model = scoring_model("llama")
 
-    def make(*specs, **keywords):
+    def make(*names_or_specs, **keywords):
         keywords.setdefault("include", scoring_tasks)
-        specs = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in specs]
+        specs = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in names_or_specs]
         return Scorer(model, scoring_tokenizer, specs, **keywords)
 
     return make
@@ -87,15 +89,15 @@ def test_a_task_that_cannot_be_scored_is_refused(specs, message, make):
 
 def test_a_task_of_lm_evals_own_is_found_without_indexing_them_all(make, monkeypatch):
     """Its data are on the network, so that it can be found but not built here."""
-    monkeypatch.setattr(tasks, "_is_local", lambda *_: False)
+    monkeypatch.setattr(task_names, "is_local", lambda *_: False)
     indexed = []
-    build = tasks.TaskManager
+    build = task_names.TaskManager
 
     def counted(**keywords):
         indexed.append(keywords)
         return build(**keywords)
 
-    monkeypatch.setattr(tasks, "TaskManager", counted)
+    monkeypatch.setattr(task_names, "TaskManager", counted)
     assert "arc_easy.yaml: task 'arc_easy' cannot be built: " in refused(make, "arc_easy")
     assert all(keywords["include_defaults"] is False for keywords in indexed)
 

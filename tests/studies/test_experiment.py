@@ -10,7 +10,6 @@ import yaml
 from evomerge.errors import ConfigError
 from evomerge.files import shipped
 from evomerge.studies.experiment import experiment_to_yaml, load_experiment, read_fitness
-
 from tests.helpers.family import FITNESS, SPACE
 
 

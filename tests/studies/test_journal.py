@@ -14,11 +14,11 @@ import pytest
 
 from evomerge.errors import StudyError
 from evomerge.files import writing
-from evomerge.scoring import Report, TaskScore
-from evomerge.scoring.objective import Measured
+from evomerge.scoring.measured import Measured
+from evomerge.scoring.reports import Report, TaskScore
 from evomerge.searching.spaces.genes import Coordinate
 from evomerge.studies import scores
-from evomerge.studies.candidates.workbench import Score
+from evomerge.studies.candidates.score import Score
 from evomerge.studies.folder import JOURNAL
 from evomerge.studies.journal import Journal, exists, read_trials
 from evomerge.studies.trials import Trial, best_trial
@@ -125,8 +125,8 @@ def test_the_lock_of_a_killed_writer_does_not_hold_up(tmp_path: Path) -> None:
 def test_one_process_alone_runs_a_study(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from evomerge.files import writing
-with writing.lock(Path({str(tmp_path)!r})):
+from evomerge.files.writing import lock
+with lock(Path({str(tmp_path)!r})):
     pass
 """
     with writing.lock(tmp_path):
@@ -163,7 +163,7 @@ def score() -> Score:
         ),
     }
     report = Report(tasks, tokens=7, padding=1, truncated={"c": 1}, cut_prompts={})
-    return Score(Measured(0.5, {"c": 0.15}, {"c": 0.2}), report, {"c": ("c",)}, {"merge": 0.25}, "f" * 64)
+    return Score(0.5, Measured({"c": 0.15}, {"c": 0.2}), report, {"c": ("c",)}, {"merge": 0.25}, "f" * 64)
 
 
 def test_per_document_results_come_back_as_they_were(tmp_path: Path) -> None:

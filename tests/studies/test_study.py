@@ -22,14 +22,11 @@ from evomerge.files import writing
 from evomerge.studies import folder, life, study
 from evomerge.studies.experiment import load_experiment
 from evomerge.studies.journal import read_trials
-from evomerge.studies.plan import Plan, make_plan
-from evomerge.studies.trials import Trial
+from evomerge.studies.plan import make_plan
 from evomerge.studies.workers.inline_pool import InlinePool
-
 from tests.helpers.family import SPACE, experiment_mapping
-
-
 from tests.helpers.studies import Silent, begin, what_counts
+
 
 @pytest.mark.parametrize("sampler", ["cma", "random", "tpe"])
 def test_an_interrupted_study_goes_on_as_if_it_had_never_stopped(
@@ -224,7 +221,8 @@ def test_kill_9_at_random_moments_changes_nothing(family: Path, tmp_path: Path) 
     command = [sys.executable, "-m", "evomerge.cli.main"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     moments = random.Random(time.time_ns())
-    arguments, counts = ["run", str(tmp_path / "killed.yaml")], []
+    arguments = ["run", str(tmp_path / "killed.yaml")]
+    counts: list[int] = []
     for _ in range(3):
         target = (counts[-1] if counts else 0) + moments.randint(1, 18)
         process = subprocess.Popen(

@@ -13,11 +13,10 @@ from evomerge.results import certificate
 from evomerge.scoring import answers, engine
 from evomerge.scoring.forward import packed
 from evomerge.studies import folder, study, trials
-from evomerge.studies.candidates.workbench import Score
+from evomerge.studies.candidates.score import Score
 from evomerge.studies.plan import recipe_of
 from evomerge.studies.workers.inline_pool import InlinePool
 from evomerge.studies.workers.jobs import Job
-
 from tests.helpers.studies import Silent, begin, what_counts
 
 

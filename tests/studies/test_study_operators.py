@@ -25,13 +25,13 @@ from evomerge.results.exporting import next_round
 from evomerge.results.exporting.folder import export_recipe, export_trial, weights_sha256
 from evomerge.scoring import objective
 from evomerge.studies import journal, life, second_phase, study
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.workbench import Workbench
 from evomerge.studies.experiment import load_experiment
 from evomerge.studies.folder import DELTAS, EXPERIMENT, JOURNAL
 from evomerge.studies.plan import Plan, make_plan, recipe_of, trained_files
 from evomerge.studies.trials import Trial, best_trial, elite_trials, ranked_trials
 from evomerge.studies.workers.inline_pool import InlinePool
-
 from tests.helpers.studies import Silent, begin, what_counts
 
 Write = Callable[..., Path]
@@ -88,17 +88,19 @@ def test_the_elites_are_trained_beside_the_control(write_experiment: Write, both
     plan = lay(write_experiment, both, **how)
     trials = search(plan)
     second = [trial for trial in trials if not trial.searched]
-    assert [trial.of for trial in second if trial.role == "parent"] == ["base", "ant", "bee"]
+    assert [trial.parent for trial in second if trial.role == "parent"] == ["base", "ant", "bee"]
     count = len([trial for trial in second if trial.role == "elite"])
     assert 1 <= count <= 2
     assert roles(trials) == ["parent"] * 3 + ["elite"] * count + ["trained"] * count + ["control"]
-    assert all(trial.value is not None and trial.whole for trial in second), [trial.reason for trial in second]
-    parents = {trial.of: trial.value for trial in second if trial.role == "parent"}
-    assert second[-1].of == max(parents, key=lambda name: parents[name] or 0.0)
+    assert all(trial.value is not None and trial.all_documents for trial in second), [
+        trial.reason for trial in second
+    ]
+    parents = {trial.parent: trial.value for trial in second if trial.role == "parent"}
+    assert second[-1].parent == max(parents, key=lambda name: parents[name] or 0.0)
     for trial in second:
-        assert bool(trial.left) == (trial.role in ("trained", "control"))
+        assert bool(trial.training_records) == (trial.role in ("trained", "control"))
     trained = [trial for trial in second if trial.role == "trained"]
-    assert all(trial.left["distillation"]["steps"] == 3 for trial in trained)
+    assert all(trial.training_records["distillation"]["steps"] == 3 for trial in trained)
     before = {str(trial.genome): trial for trial in second if trial.role == "elite"}
     assert all(trial.weights_sha256 != before[str(trial.genome)].weights_sha256 for trial in trained)
     best = best_trial(trials)
@@ -128,8 +130,8 @@ def test_the_share_of_the_elites(write_experiment: Write) -> None:
 
 def counts(trials: list[Trial]) -> list[Any]:
     """What does not depend on the clock, trial by trial."""
-    left = [{name: one["sha256"] for name, one in trial.left.items()} for trial in trials]
-    more = [(trial.role, trial.of, trial.documents) for trial in trials]
+    left = [{name: one["sha256"] for name, one in trial.training_records.items()} for trial in trials]
+    more = [(trial.role, trial.parent, trial.documents) for trial in trials]
     return list(zip(what_counts(trials), more, left, strict=True))
 
 
@@ -158,7 +160,7 @@ def test_without_what_training_left_it_is_trained_again_to_the_same(write_experi
     pool = InlinePool(plan.setup())
     found = pool.workbench.evaluate(recipe_of(plan, winner))
     assert found.weights_sha256 == winner.weights_sha256
-    assert found.measured.value == winner.value
+    assert found.value == winner.value
 
 
 def test_a_larger_budget_may_choose_other_elites(write_experiment: Write, both: Any) -> None:
@@ -257,7 +259,7 @@ def test_a_trained_winner_is_certified_against_itself_untrained_and_the_control(
     winner = best_trial(trials)
     assert winner is not None
     found = certificate.certify_winner(plan, recipe_of(plan, winner))
-    control = next(trial.of for trial in trials if trial.role == "control")
+    control = next(trial.parent for trial in trials if trial.role == "control")
     names = [row.name for row in found.rows]
     alike = f"{'base' if control == 'base' else f'expert {control}'} trained alike"
     assert names == ["base", "expert ant", "expert bee", "uniform average", "winner untrained", alike, "winner"]
@@ -382,7 +384,7 @@ def test_training_that_comes_to_something_else_is_no_longer_what_was_scored(
     winner = best_trial(trials)
     assert winner is not None
     log = plan.folder / JOURNAL
-    trained = winner.left["distillation"]["sha256"]
+    trained = winner.training_records["distillation"]["sha256"]
     log.write_text(log.read_text().replace(trained, "0" * 64))  # as if it had been trained to these weights
     shutil.rmtree(plan.folder / DELTAS)
     with pytest.raises(CandidateError, match=r"was trained again, because .* was lost"):
@@ -398,7 +400,7 @@ def test_parents_and_control_stand_on_the_same_operators(write_experiment: Write
     both[1]["distillation"] |= {"steps": 0}
     trials = search(lay(write_experiment, both, **WHOLE))
     (control,) = [trial for trial in trials if trial.role == "control"]
-    (before,) = [trial for trial in trials if trial.role == "parent" and trial.of == control.of]
+    (before,) = [trial for trial in trials if trial.role == "parent" and trial.parent == control.parent]
     assert control.value == before.value, "no steps change nothing"
 
 

@@ -15,7 +15,6 @@ from evomerge.cli.main import app
 from evomerge.studies import experiment, journal, life, study
 from evomerge.studies.plan import Plan, make_plan
 from evomerge.studies.trials import Trial, best_trial
-
 from tests.helpers.family import experiment_mapping
 
 WEIGHT = {"low": 0.0, "high": 1.5, "init": 0.55, "per": ["layer", "expert"]}

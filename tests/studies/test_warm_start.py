@@ -14,13 +14,12 @@ from evomerge.merging import model_stock
 from evomerge.models import survey
 from evomerge.models.source import Source
 from evomerge.models.tensor_names import places
-from evomerge.searching.spaces import decoding, known_points
-from evomerge.searching.spaces.decoding import CommonRecipe
+from evomerge.searching.spaces import known_points
+from evomerge.searching.spaces.decoding import CommonRecipe, LaidOut
 from evomerge.searching.spaces.genes import Coordinate
 from evomerge.searching.spaces.space import SearchSpace
 from evomerge.studies import warm_start
-from evomerge.studies.candidates import workbench
-from evomerge.studies.candidates.workbench import Setup
+from evomerge.studies.candidates.setup import Setup, open_inputs
 
 WEIGHT = {"low": 0.0, "high": 1.5, "per": ["layer", "module", "expert"]}
 POINTS = [
@@ -81,7 +80,7 @@ def test_all_starts_that_do_not_fit_are_told_at_once() -> None:
 # --- model stock -------------------------------------------------------------------------------------------
 
 
-def made(folder: Path, **changes: Any) -> tuple[Setup, SearchSpace, CommonRecipe, list[str]]:
+def made(folder: Path, **changes: Any) -> tuple[Setup, LaidOut, list[str]]:
     """What model stock's point is made from, on the family's checkpoints or those of changed names."""
     experts = {name: Source(model=str(folder / "models" / name)) for name in changes.pop("experts", ("ant", "bee"))}
     found = survey.survey_models(Source(model=str(folder / "models/base")), experts, "auto")
@@ -92,13 +91,13 @@ def made(folder: Path, **changes: Any) -> tuple[Setup, SearchSpace, CommonRecipe
         "genes": {"weight": WEIGHT},
     }
     setup = Setup(found.base, found.experts, found.dtype, str(changes.pop("cache")))
-    laid = CommonRecipe(found.base, found.experts, found.layers, found.dtype, 0)
-    return setup, SearchSpace.model_validate({**data, **changes}), laid, found.names
+    common = CommonRecipe(found.base, found.experts, found.layers, found.dtype, 0)
+    return setup, LaidOut(SearchSpace.model_validate({**data, **changes}), common), found.names
 
 
 def cosine_weight(setup: Setup, name: str) -> float:
     """t/K of one tensor of two experts, t = 2c/(1 + c), straight from the paper."""
-    base, experts = workbench.open_inputs(setup)
+    base, experts = open_inputs(setup)
     first, second = ((experts[one][name].double() - base[name].double()).flatten() for one in ("ant", "bee"))
     cosine = float(first @ second / (first.norm() * second.norm()))
     return min(max(cosine / (1.0 + cosine), 0.0), 0.5)
@@ -121,10 +120,10 @@ def kin(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_model_stocks_weights_are_the_means_of_its_ratio_by_elements(kin: Path, tmp_path: Path) -> None:
-    setup, chosen, laid, names = made(kin, cache=tmp_path)
-    found = warm_start.model_stock(setup, chosen, laid, names)
+    setup, laid, names = made(kin, cache=tmp_path)
+    found = warm_start.model_stock(setup, laid, names)
     assert found is not None
-    base, _ = workbench.open_inputs(setup)
+    base, _ = open_inputs(setup)
     laid_out = places(names)
     for group, layers in (("g0", (0, 1)), ("g1", (2, 3))):
         covered = [name for name, place in laid_out.items() if place.module == "mlp" and place.layer in layers]
@@ -138,18 +137,18 @@ def test_model_stocks_weights_are_the_means_of_its_ratio_by_elements(kin: Path, 
 
 def test_model_stocks_point_is_its_model_where_every_tensor_has_a_weight(kin: Path, tmp_path: Path) -> None:
     names = made(kin, cache=tmp_path)[-1]
-    setup, chosen, laid, _ = made(kin, cache=tmp_path, modules=names, layers={"groups": 1})
-    found = warm_start.model_stock(setup, chosen, laid, names)
+    setup, laid, _ = made(kin, cache=tmp_path, modules=names, layers={"groups": 1})
+    found = warm_start.model_stock(setup, laid, names)
     assert found is not None
     for name in names:
         assert found[f"weight.g0.{name}.ant"] == pytest.approx(cosine_weight(setup, name), abs=5.1e-5)
 
 
 def test_the_weights_allow_for_lambda(kin: Path, tmp_path: Path) -> None:
-    setup, chosen, laid, names = made(kin, cache=tmp_path, modules=[], genes={"weight": {"low": 0, "high": 5}})
-    plain = warm_start.model_stock(setup, chosen, laid, names)
-    halved = chosen.model_copy(update={"fixed": {"lambda": 0.5}})
-    doubled = warm_start.model_stock(setup, halved, laid, names)
+    setup, laid, names = made(kin, cache=tmp_path, modules=[], genes={"weight": {"low": 0, "high": 5}})
+    plain = warm_start.model_stock(setup, laid, names)
+    halved = laid.space.model_copy(update={"fixed": {"lambda": 0.5}})
+    doubled = warm_start.model_stock(setup, LaidOut(halved, laid.common), names)
     assert plain is not None
     assert doubled is not None
     assert doubled["weight"] == pytest.approx(2 * float(plain["weight"]), abs=2e-4)
@@ -221,7 +220,7 @@ def test_methods_that_add_up_are_found_by_asking_them() -> None:
 
 
 def test_the_point_is_one_of_the_space(kin: Path, tmp_path: Path) -> None:
-    setup, chosen, laid, names = made(kin, cache=tmp_path, genes={"weight": {**WEIGHT, "low": 0.3, "high": 0.4}})
-    found = warm_start.model_stock(setup, chosen, laid, names)
+    setup, laid, names = made(kin, cache=tmp_path, genes={"weight": {**WEIGHT, "low": 0.3, "high": 0.4}})
+    found = warm_start.model_stock(setup, laid, names)
     assert found is not None
-    assert known_points.resolve(decoding.coordinates(chosen, laid), [found], {}) == (found,)
+    assert known_points.resolve(laid.coordinates, [found], {}) == (found,)

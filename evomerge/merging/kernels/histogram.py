@@ -1,4 +1,4 @@
-"""Order statistics of very many magnitudes, counted and not sorted."""
+"""Order statistics of very many magnitudes, which are counted and not sorted."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import numpy as np
 
 
 class Histogram:
-    """Order statistics of very many numbers of at least 0, to 1/4096 of their size: they are counted by their
-    floats' leading bits, so memory stays small and no thread count or order changes anything.
+    """Order statistics of very many numbers of at least 0, to 1/2048 of their size.
+
+    Numbers are counted by the leading bits of their float32 form. So memory stays small, and neither the number of
+    threads nor the order of the numbers changes a bit.
 
     Args:
-        weights: how many sums are kept beside the counts.
+        weights: the number of weights that come with each value; each has a sum by bucket beside the counts.
     """
 
     def __init__(self, weights: int = 0) -> None:
@@ -20,39 +22,42 @@ class Histogram:
         self.sums = np.zeros((weights, 1 << 19))
 
     def add(self, values: np.ndarray, weights: Sequence[np.ndarray] = ()) -> None:
-        """Counts float32 values, and adds each one's weights to its bucket's sums."""
+        """Counts float32 values, and adds the weights of each value to the sums of its bucket."""
         buckets = np.right_shift(values.view(np.int32), _SHIFT, dtype=np.int32).astype(np.intp)
         np.add.at(self.counts, buckets, 1)
         for total, weight in zip(self.sums, weights, strict=True):
             np.add.at(total, buckets, weight.astype(np.float64))
 
     def values(self, ranks: np.ndarray) -> np.ndarray:
-        """The float32 values at these ranks, counted from the smallest."""
+        """The float32 values at these ranks; rank 0 is the smallest value."""
         used, place, share = self._find(ranks)
         low, high = self._edges(used[place])
-        found: np.ndarray = (low + share * (high - low)).astype(np.float32)
-        return found
+        values: np.ndarray = (low + share * (high - low)).astype(np.float32)
+        return values
 
     def below(self, ranks: np.ndarray, sums: np.ndarray | None = None) -> np.ndarray:
-        """The sum of the values below each rank; or of other sums by bucket."""
+        """The sum of the values below each rank; with `sums`, one of `self.sums`, the sum of those weights below
+        it."""
         used, place, share = self._find(ranks)
         if sums is None:
             low, high = self._edges(used)
-            of = self.counts[used] * (low + high) / 2.0
+            by_bucket = self.counts[used] * (low + high) / 2.0
         else:
-            of = sums[used]
-        upto = np.concatenate([[0.0], np.cumsum(of)])
-        found: np.ndarray = upto[place] + share * of[place]
-        return found
+            by_bucket = sums[used]
+        upto = np.concatenate([[0.0], np.cumsum(by_bucket)])
+        below: np.ndarray = upto[place] + share * by_bucket[place]
+        return below
 
     def _find(self, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The buckets in use; which of them each rank falls into, and how far into it."""
+        """(used, place, share): the buckets in use, the place in `used` of each rank's bucket, and the share of
+        that bucket's count that lies below the rank."""
         used = np.flatnonzero(self.counts)
         upto = np.concatenate([[0], np.cumsum(self.counts[used])])
         place = np.minimum(np.searchsorted(upto, ranks, side="right") - 1, len(used) - 1)
         return used, place, (ranks - upto[place]) / self.counts[used[place]]
 
     def _edges(self, bucket: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The smallest and the largest number that a bucket counts, float64."""
         bits = bucket.astype(np.int32) << _SHIFT
         last = np.int32(0x7F7FFFFF)  # the largest finite number
         low, high = np.minimum(bits, last), np.minimum(bits + np.int32((1 << _SHIFT) - 1), last)

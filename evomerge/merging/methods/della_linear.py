@@ -1,46 +1,45 @@
 """DELLA's drop with task arithmetic: keep large elements more often, add up what is kept.
 
-θ = θ0 + λ·Σk wk·mk(δk), where mk keeps an element with probability dk − εk + 2·εk·r, r in [0, 1] its rank by
-magnitude within its row (the last dimension); the sum is divided by Σk wk with `normalize`. Deep et al. 2024,
-"DELLA-Merging", arXiv 2406.11617, §3 (MAGPRUNE). Ranks and uniforms as in `della`.
+θ = θ0 + λ·Σk wk·mk(δk), where mk keeps an element with probability dk − εk + 2·εk·r, and r in [0, 1] is its rank by
+magnitude within its row (the last dimension). Deep et al. 2024, "DELLA-Merging", arXiv 2406.11617, §3 (MAGPRUNE).
+Ranks and uniforms are those of `della`.
 
 - `weight`, per expert: any number.
 - `density`, per expert, in (0, 1]: the mean probability of an element to be kept.
-- `epsilon`, per expert, in [0, 0.5]: how far the probability varies with the rank, 0.15 by default; lowered
+- `epsilon`, per expert, in [0, 0.5]: how far the probability varies with the rank, 0.15 by default. It is lowered
   where density ± epsilon would leave [0, 1].
 - `lambda`: scales the whole sum; 1 by default.
-- options `rescale` (default true): multiply what is kept by Σ|δ| / Σ p·|δ|, which keeps each tensor's L1 norm
-  in expectation (mergekit restores it for what its mask happened to keep); `normalize` (default false).
+- options `rescale` (default true): multiply kept elements by Σ|δ| / Σ p·|δ|, which keeps each tensor's L1 norm in
+  expectation (mergekit restores the norm of the elements that its mask happened to keep); `normalize` (default
+  false): divide the sum by Σk wk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
-from evomerge.merging.methods._common import drop_by_rank, scaled_weights
+from evomerge.merging.methods._masks import drop_by_rank
+from evomerge.merging.methods._weights import scaled_weights
 from evomerge.recipes.parameters import Parameter
 
-PARAMETERS = (WEIGHT, DENSITY, Parameter("epsilon", per_expert=True, low=0.0, high=0.5, default=0.15), LAMBDA)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
+EPSILON = Parameter("epsilon", per_expert=True, low=0.0, high=0.5, default=0.15, selects=True)
+PARAMETERS = (WEIGHT, DENSITY, EPSILON, LAMBDA)
 OPTIONS = {"normalize": False, "rescale": True}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = True
 
 
 def scalars(tensor: TensorInputs) -> Scalars:
-    """Those of the mask, the weights with λ and the normalization in its factors."""
+    """The scalars of `steps.drop_by_rank`; their factors hold wk, λ and the normalization."""
     return drop_by_rank(tensor, scaled_weights(tensor))
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
-    """θ0 + Σk wk·mk(δk)."""
+    """The merged block, θ0 + λ·Σk wk·mk(δk)."""
     return base + steps.total(steps.drop_by_rank(steps.task_vectors(base, experts), s))

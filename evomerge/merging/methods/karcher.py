@@ -1,35 +1,34 @@
 """The Karcher mean of the experts' weights on the sphere: the point whose arcs to them are shortest in squares.
 
-θ = (Σk ak·|θk|)·m with ak = wk/Σk wk, where m minimizes Σk ak·arccos²⟨m, θk/|θk|⟩, found by ten steps m ←
-exp_m(Σk ak·log_m(uk)); with `task_vectors` the same with δk for θk, over θ0. Every step is a linear combination
-of the vectors whose factors follow from their dot products, so the iteration runs on K numbers and a pass only
-adds up. Karcher 1977, "Riemannian center of mass and mollifier smoothing"; for models arXiv 2603.04972.
+θ = (Σk ak·|θk|)·m with ak = wk/Σk wk and uk = θk/|θk|, where m minimizes Σk ak·arccos²⟨m, uk⟩. It is found by ten
+steps m ← exp_m(Σk ak·log_m(uk)). With `task_vectors` δk takes the place of θk, and the mean is added to θ0. The
+result of every step is a linear combination of the vectors, whose factors follow from the vectors' dot products. So
+the iteration runs on K numbers, and a pass only adds up. Karcher 1977, "Riemannian center of mass and mollifier
+smoothing"; for models arXiv 2603.04972.
 
 - `weight`, per expert, at least 0: its share of the mean; 1 by default.
-- option `task_vectors` (default false).
+- option `task_vectors` (default false): average task vectors and not weights.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
-from evomerge.merging.kernels import steps, tables
+from evomerge.merging.kernels import steps
 from evomerge.merging.methods import Scalars, TensorInputs
+from evomerge.merging.methods._angles import dots_of, length
 from evomerge.recipes.parameters import Parameter
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PARAMETERS = (Parameter("weight", per_expert=True, low=0.0, default=1.0),)
-
-
 OPTIONS = {"task_vectors": False}
-
-
 EXPERTS = (1, None)
-
-
 NEEDS_ELEMENT_NUMBERS = False
 
 STEPS, NEAR = 10, 1e-5  # steps at most, and the length of a step or arc that counts as none; mergekit's values
@@ -42,49 +41,55 @@ def scalars(tensor: TensorInputs) -> Scalars:
         return {"weight": [1.0]}
     shares = weights / weights.sum() if weights.sum() > 0.0 else np.full(len(weights), 1.0 / len(weights))
     gram = tensor.table("gram", tensor.experts).dots
-    return {"weight": _factors(tables.dots_of(gram, task_vectors=tensor.options["task_vectors"]), shares).tolist()}
+    return {"weight": _factors(dots_of(gram, task_vectors=tensor.options["task_vectors"]), shares).tolist()}
 
 
 def _factors(dots: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """The factors of the vectors, (K,), from their dot products (K, K)."""
+    """The factors of the vectors in the Karcher mean, (K,).
+
+    Args:
+        dots: (K, K), the vectors' dot products.
+        shares: (K,), ak.
+    """
     lengths = np.sqrt(np.maximum(np.diagonal(dots), 0.0))
     there = lengths > 0.0
     if not there.any():
         return shares
     inverse = np.where(there, 1.0 / np.where(there, lengths, 1.0), 0.0)
-    angles = dots * inverse[:, None] * inverse[None, :]  # between unit vectors, of which the rest are combinations
+    between = dots * inverse[:, None] * inverse[None, :]  # the unit vectors' dot products
     share = np.where(there, shares, 0.0)
-    mean = _mean(angles, share / share.sum() if share.sum() > 0.0 else there / there.sum())
+    mean = _mean(between, share / share.sum() if share.sum() > 0.0 else there / there.sum())
     factors: np.ndarray = mean * inverse * float(shares @ lengths)
     return factors
 
 
 def _mean(cosines: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """The Karcher mean of unit vectors as a combination of them."""
+    """The factors of unit vectors in their Karcher mean on the unit sphere, (K,).
+
+    Args:
+        cosines: (K, K), the vectors' dot products.
+        shares: (K,), ak; they add up to 1.
+    """
     mean = shares.copy()
-    if _length(mean, cosines) < NEAR:
+    if length(mean, cosines) < NEAR:
         mean = np.eye(len(shares))[int(np.argmax(shares))]
-    mean = mean / _length(mean, cosines)
+    mean = mean / length(mean, cosines)
     for _ in range(STEPS):
         along = np.clip(cosines @ mean, -1.0, 1.0)
         arcs = np.arccos(along)
         still = (arcs < NEAR) | (arcs > math.pi - NEAR)
         pull = np.where(still, 0.0, shares * arcs / np.where(still, 1.0, np.sin(arcs)))
         tangent = pull - float(pull @ along) * mean
-        step = _length(tangent, cosines)
+        step = length(tangent, cosines)
         if step < NEAR:
             break
         mean = np.cos(step) * mean + np.sin(step) / step * tangent
-        mean = mean / _length(mean, cosines)
+        mean = mean / length(mean, cosines)
     return mean
 
 
-def _length(vector: np.ndarray, cosines: np.ndarray) -> float:
-    return math.sqrt(max(float(vector @ cosines @ vector), 0.0))
-
-
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:
-    """Σk fk·θk, or Σk fk·δk over θ0."""
+    """The merged block, Σk fk·θk, or θ0 + Σk fk·δk with `task_vectors`."""
     if not options["task_vectors"]:
         return steps.weighted_sum(experts, s["weight"])
     return base + steps.weighted_sum(steps.task_vectors(base, experts), s["weight"])

@@ -25,7 +25,7 @@ SUFFIXES = (".txt", ".jsonl")
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens to learn. Those from `start` on are learned, each from all before it; `start` is at least 1."""
+    """A row of tokens. Those from `start` on are learned, each from all before it; `start` is at least 1."""
 
     ids: tuple[int, ...]
     start: int
@@ -38,14 +38,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Text:
-    """One text of a file; `prompt` is not learned."""
+    """One text of a file. The prompt before it, which may be empty, is not learned."""
 
     prompt: str
     text: str
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a file, as far as can be told without reading it."""
+    """What is wrong with a file, as far as can be told without reading it; None if nothing is."""
     if path.suffix not in SUFFIXES:
         return f"{path} is neither {' nor '.join(SUFFIXES)}"
     return None if path.is_file() else f"there is no file {path}"
@@ -55,7 +55,7 @@ def texts(path: Path) -> list[Text]:
     """The texts in a file.
 
     Raises:
-        ConfigError: it cannot be read, or a line is no text; one line that names the file and the line.
+        ConfigError: the file cannot be read, or a line is no text; the message names the file and the line.
     """
     if wrong := fault(path):
         raise ConfigError(str(path), [wrong])
@@ -67,14 +67,14 @@ def texts(path: Path) -> list[Text]:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(str(path), [f"line {line}: is not UTF-8"]) from error
     if path.suffix == ".txt":
-        found = [Text("", content)] if content.strip() else []
+        every = [Text("", content)] if content.strip() else []
     else:
         # Not splitlines, which takes characters for line ends that JSON allows in its strings.
         lines = enumerate(content.split("\n"), start=1)
-        found = [_text(line, path, number) for number, line in lines if line.strip()]
-    if not found:
+        every = [_text(line, path, number) for number, line in lines if line.strip()]
+    if not every:
         raise ConfigError(str(path), ["holds no text"])
-    return found
+    return every
 
 
 def documents(path: Path) -> list[str]:
@@ -87,61 +87,65 @@ def documents(path: Path) -> list[str]:
 
 
 def rows(path: Path, tokenizer: Any, length: int, most: int | None = None) -> list[Row]:
-    """The rows of a file, in its order. A cut text's rows overlap by a token, so that all others are learned.
+    """The rows of a file, in its order.
+
+    The rows of a text that is cut overlap by one token, so that every token but the first is learned.
 
     Args:
         length: tokens of the longest row.
-        most: if there are more rows, so many of them are taken, evenly spread.
+        most: how many rows are taken at most, evenly spread; None takes all.
 
     Raises:
         ConfigError: see `texts`; or no row has two tokens.
     """
     end = [tokenizer.eos_token_id] if path.suffix == ".jsonl" and tokenizer.eos_token_id is not None else []
-    found = []
+    every = []
     for one in texts(path):
-        start = [int(token) for token in tokenizer(one.prompt or one.text, verbose=False)["input_ids"]]
-        rest = []
-        if one.prompt:
-            start = _without_end(start, tokenizer)
-            rest = tokenizer(one.text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = [*start, *(int(token) for token in rest)]
+        ids, learned_from = _tokens(one, tokenizer)
         if ids[-1:] != end:
             ids += end
-        found += cut(ids, len(start) if one.prompt else 1, length)
-    if not found:
+        every += cut(ids, learned_from, length)
+    if not every:
         raise ConfigError(str(path), ["is too short to learn from: no row has two tokens"])
-    if most is not None and len(found) > most:
-        found = [found[number * len(found) // most] for number in range(most)]
-    return found
+    if most is not None and len(every) > most:
+        every = [every[number * len(every) // most] for number in range(most)]
+    return every
+
+
+def _tokens(text: Text, tokenizer: Any) -> tuple[list[int], int]:
+    """The tokens of a text with its prompt, and the place of the first one that is learned."""
+    if not text.prompt:
+        return [int(token) for token in tokenizer(text.text, verbose=False)["input_ids"]], 1
+    prompt = [int(token) for token in tokenizer(text.prompt, verbose=False)["input_ids"]]
+    prompt = _without_end(prompt, tokenizer)
+    completion = tokenizer(text.text, add_special_tokens=False, verbose=False)["input_ids"]
+    return [*prompt, *(int(token) for token in completion)], len(prompt)
 
 
 def cut(ids: Sequence[int], start: int, length: int) -> list[Row]:
-    """Tokens as rows of at most `length`, of which those from `start` on are learned, each once.
+    """Cuts tokens into rows of at most `length`. The tokens from `start` on are learned, each in one row.
 
     >>> [row.ids for row in cut([1, 2, 3, 4, 5], 1, 3)]
     [(1, 2, 3), (3, 4, 5)]
     """
-    found = []
-    for first in range(0, max(len(ids) - 1, 0), length - 1):
-        row = Row(tuple(ids[first : first + length]), max(start - first, 1))
-        if row.learned > 0:
-            found.append(row)
-    return found
+    firsts = range(0, max(len(ids) - 1, 0), length - 1)
+    rows = [Row(tuple(ids[first : first + length]), max(start - first, 1)) for first in firsts]
+    return [row for row in rows if row.learned > 0]
 
 
 def order(count: int, epoch: int, *key: Any) -> list[int]:
-    """The numbers below `count`, shuffled by the epoch and a key."""
+    """The numbers below `count` in an order drawn from the epoch and a key."""
     return [int(number) for number in np.random.default_rng(entropy(*key, epoch)).permutation(count)]
 
 
 def endless(count: int, *key: Any) -> Iterator[int]:
-    """The numbers below `count`, epoch after epoch, each in an order of its own."""
+    """The numbers below `count` without end, in each epoch all of them in an order of its own."""
     for epoch in itertools.count():
         yield from order(count, epoch, *key)
 
 
 def digest(rows: Sequence[Row]) -> str:
-    """The sha256 of rows: of their tokens, and of where learning starts."""
+    """The sha256 of the rows' tokens, and of the places where learning starts in them."""
     whole = hashlib.sha256()
     for row in rows:
         whole.update(np.array([len(row.ids), row.start, *row.ids], dtype="<i8").tobytes())
@@ -149,11 +153,16 @@ def digest(rows: Sequence[Row]) -> str:
 
 
 def entropy(*key: Any) -> int:
-    """A number of 63 bits drawn from a key, the same on every machine."""
+    """A seed of 63 bits that depends on a key alone, the same on every machine."""
     return int(digest_of_json(key, default=str)[:16], 16) >> 1
 
 
 def _text(line: str, path: Path, number: int) -> Text:
+    """The text that a line of a `.jsonl` file holds.
+
+    Raises:
+        ConfigError: the line, of that number, is no text.
+    """
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from evomerge.errors import CandidateError
+from evomerge.models.checkpointing import checkpointed, decoder_layers
 from evomerge.operators.training.corpus import Row
 
 # On a CPU the backward pass of the fused kernel is slow on short sequences, and on a GPU its sums have no fixed
@@ -23,8 +21,9 @@ _PLAIN, _FUSED, _LONG = "eager", "sdpa", 1024
 def pad(rows: Sequence[Row], device: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of several lengths as one batch, padded on the right: causal attention needs no mask then.
 
-    Returns: tokens, int64 (b, l); where a learned token is predicted, bool (b, l); the learned tokens, int64 (P,),
-        row by row.
+    Returns:
+        The tokens, int64 (b, l); the positions that predict a learned token, bool (b, l); and the learned tokens,
+        int64 (P,), row by row.
     """
     longest = max(len(row.ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -37,32 +36,38 @@ def pad(rows: Sequence[Row], device: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def logits(model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """The logits of the learned tokens' positions, float32 (P, V), and those tokens, int64 (P,)."""
+    """The logits at the positions that predict learned tokens, float32 (P, V), and these tokens, int64 (P,)."""
     ids, where, labels = pad(rows, model.device)
     return model(input_ids=ids, use_cache=False).logits[where].float(), labels
 
 
 def batches(rows: Sequence[Row], tokens: int) -> list[list[int]]:
-    """The rows' numbers in batches of at most so many tokens, padding included, longest rows first; a row that is
-    longer has one of its own."""
-    found: list[list[int]] = []
+    """The rows' numbers in batches of at most `tokens` tokens, padding included, longest rows first.
+
+    A row that is longer than that has a batch of its own.
+    """
+    batched: list[list[int]] = []
     for number in sorted(range(len(rows)), key=lambda number: (-len(rows[number].ids), number)):
-        if found and (len(found[-1]) + 1) * len(rows[found[-1][0]].ids) <= tokens:
-            found[-1].append(number)
+        if batched and (len(batched[-1]) + 1) * len(rows[batched[-1][0]].ids) <= tokens:
+            batched[-1].append(number)
         else:
-            found.append([number])
-    return found
+            batched.append([number])
+    return batched
 
 
 @contextmanager
 def attention(model: Any, length: int) -> Iterator[None]:
-    """The attention that suits training on rows of at most `length` tokens; afterwards the model's own again."""
+    """Gives a model the attention that suits training on rows of at most `length` tokens; afterwards its own again.
+
+    Raises:
+        CandidateError: the model has no such attention.
+    """
     configs = {id(config): config for config in _configs(model)}.values()
     before = [(config, config._attn_implementation_internal) for config in configs]
     try:
         try:
             model.set_attn_implementation(_PLAIN if length <= _LONG else _FUSED)
-        except (ValueError, ImportError) as error:  # a model that has no such attention
+        except (ValueError, ImportError) as error:
             raise CandidateError(f"{type(model).__name__} cannot be trained: {error}") from error
         yield
     finally:
@@ -73,12 +78,13 @@ def attention(model: Any, length: int) -> Iterator[None]:
 
 @contextmanager
 def training(model: Any, parameters: Sequence[Tensor], length: int, *, checkpointing: bool) -> Iterator[None]:
-    """A live model set for training. Afterwards, in any case: evaluation mode, no gradients, its own attention.
+    """Sets a live model for training. Afterwards, in any case: evaluation mode, no gradients, its own attention.
 
     Dropout stays off all the while, for merging has its noise already, and equal seeds are to give equal bits.
 
     Args:
-        parameters: of the model, which are trained; () if the trained ones are not the model's.
+        parameters: those of the model's parameters that are trained; () if what is trained is not the model's.
+        length: tokens of the longest row.
         checkpointing: whether activations within layers are computed again on the way back.
     """
     with ExitStack() as undo:
@@ -87,41 +93,25 @@ def training(model: Any, parameters: Sequence[Tensor], length: int, *, checkpoin
         undo.enter_context(attention(model, length))
         undo.enter_context(torch.enable_grad())
         if checkpointing:
-            undo.enter_context(_checkpointing(model))
+            if not decoder_layers(model):
+                raise CandidateError(
+                    f"{type(model).__name__} has no layers that can be computed again; drop checkpointing"
+                )
+            undo.enter_context(checkpointed(model))
         for parameter in parameters:
             parameter.requires_grad_(True)
         yield
 
 
 def _clean(model: Any) -> None:
+    """Puts a model into evaluation mode, without gradients."""
     model.eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.grad = None
 
 
-@contextmanager
-def _checkpointing(model: Any) -> Iterator[None]:
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise CandidateError(f"{type(model).__name__} has no layers that can be computed again; drop checkpointing")
-    before = [dict(vars(layer)) for layer in layers]
-    try:
-        for layer in layers:
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-            layer.gradient_checkpointing = True
-            layer.training = True  # of the layer alone, which asks for it; its dropout stays off
-        yield
-    finally:
-        for layer, was in zip(layers, before, strict=True):
-            for name in ("_gradient_checkpointing_func", "gradient_checkpointing", "training"):
-                if name in was:
-                    vars(layer)[name] = was[name]
-                else:
-                    vars(layer).pop(name, None)
-
-
 def _configs(model: Any) -> Iterator[Any]:
-    """The configs of a model and of its parts."""
+    """The configs of a model and of its parts that choose an attention; some may come twice."""
     waiting = [module.config for module in model.modules() if hasattr(module, "config")]
     while waiting:
         config = waiting.pop()

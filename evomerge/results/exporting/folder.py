@@ -19,12 +19,12 @@ from evomerge.models.survey import Progress, Survey
 from evomerge.operators import Watch, unwatched
 from evomerge.recipes import files, mergekit_yaml
 from evomerge.recipes.recipe import Recipe
-from evomerge.results.certificate import CERTIFICATE
 from evomerge.results.exporting.model_card import model_card
 from evomerge.results.exporting.recipe_files import read_recipe
-from evomerge.studies.candidates import operating, workbench
-from evomerge.studies.candidates.workbench import Setup, Workbench
-from evomerge.studies.folder import DELTAS, TABLES
+from evomerge.studies.candidates import operating
+from evomerge.studies.candidates.setup import Setup, open_inputs
+from evomerge.studies.candidates.workbench import Workbench
+from evomerge.studies.folder import CERTIFICATE, DELTAS, TABLES
 from evomerge.studies.plan import Plan, recipe_of, trained_files
 from evomerge.studies.trials import Trial
 
@@ -65,7 +65,7 @@ def export_trial(plan: Plan, trial: Trial, out: Path, progress: Progress) -> Pat
         _scores(trial),
         found,
         deltas=plan.folder / DELTAS,
-        left=trained_files(plan, [trial]),
+        trained=trained_files(plan, [trial]),
     )
 
 
@@ -135,7 +135,7 @@ def _write(
     certificate: dict[str, Any] | None,
     *,
     deltas: Path | None = None,
-    left: Mapping[str, str] | None = None,
+    trained: Mapping[str, str] | None = None,
     watch: Watch = unwatched,
 ) -> Path:
     out = out.resolve()
@@ -150,9 +150,9 @@ def _write(
         threads=max(1, torch.get_num_threads()),
         vocabulary=recipe.vocabulary,
         deltas=None if deltas is None else str(deltas),
-        left=left or {},
+        trained=trained or {},
     )
-    workbench.open_inputs(setup, progress, whole=True)
+    open_inputs(setup, progress, whole=True)
     bench = Workbench(setup)
     built = bench.build(recipe, watch)
     model, recipe = built.model, built.recipe
@@ -187,7 +187,7 @@ def _write(
         if mergekit is not None:
             (aside / "mergekit.yaml").write_text(mergekit, encoding="utf-8")
         origin = {"recipe": recipe.sha256, "weights_sha256": digest, "scores": scores, "certificate": certificate}
-        origin |= {"training": dict(built.left)} if built.left else {}
+        origin |= {"training": dict(built.training_records)} if built.training_records else {}
         (aside / ABOUT).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
         card = model_card(recipe, digest, scores, certificate, mergekit=mergekit is not None)
         card.save(aside / "README.md")

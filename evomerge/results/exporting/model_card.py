@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from evomerge import __version__
 from evomerge.recipes import files
 from evomerge.recipes.recipe import Recipe
-from evomerge.results.certificate import p_text
+from evomerge.results.paired_test import p_text
 from evomerge.studies.folder import DELTAS
 
 

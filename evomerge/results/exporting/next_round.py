@@ -73,7 +73,7 @@ def promote(plan: Plan, trial: Trial, folder: Path, progress: Progress) -> Path:
 
 def _kept(plan: Plan, trial: Trial, recipe: Recipe, position: int, folder: Path) -> OperatorStep:
     """A training step by what came of it, which is copied to a folder."""
-    step, record = recipe.operators[position], trial.left[recipe.operators[position].name]
+    step, record = recipe.operators[position], trial.training_records[recipe.operators[position].name]
     if record.get("method") == "full" and any(not trains(one) for one in recipe.operators):
         raise StudyError(
             f"trial {trial.number} was trained in all its weights, after operators that act on every candidate: "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from evomerge import plugins
+from evomerge import operators
 from evomerge.errors import ConfigError
 from evomerge.files.schema import faults_of
 from evomerge.models import checkpoints
@@ -118,7 +118,7 @@ def _step(name: str, options: Mapping[str, Any]) -> OperatorStep:
         ConfigError: with all faults of the options.
     """
     try:
-        plugins.load("operators", name).Options.model_validate(options)
+        operators.load(name).Options.model_validate(options)
     except ValidationError as error:
         raise ConfigError(name, faults_of(error)) from error
     operator, faults = located(Operator(name=name, options=dict(options)), Path.cwd())

@@ -1,4 +1,4 @@
-"""Small skills on strings and numbers: what the demo's models learn, and the documents that test them.
+"""Small skills on strings and numbers, which the demo's models learn, and the documents that test them.
 
 A task is one line of text, the answer after the equals sign:
 
@@ -7,8 +7,8 @@ A task is one line of text, the answer after the equals sign:
     double(4716)=09432        twice the number, with one digit more
 
 Everything is a pure function of its arguments: the same seed gives the same examples on every machine. The split
-a prompt belongs to is a function of its text alone, so training examples, search documents and hold-out documents
-can never share a prompt, whatever the seeds.
+to which a prompt belongs is a function of its text alone. So training examples, search documents and hold-out
+documents can never share a prompt, whatever the seeds.
 """
 
 from __future__ import annotations
@@ -19,41 +19,36 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from evomerge.scoring.documents.questions import Question
+
 Split = Literal["train", "search", "holdout"]
 
 LETTERS = "abcdefghijklmnop"
 
-
 DIGITS = "0123456789"
 
-
 CHOICES = 4
-
-
-"""Answers offered per document, one of them right."""
+"""Answers offered in one document, one of them right."""
 
 
 @dataclass(frozen=True)
 class Skill:
-    """A rule that turns an argument into an answer, and how arguments are drawn."""
+    """A rule that turns an argument into an answer.
+
+    Attributes:
+        draw: draws an argument.
+        solve: the answer to an argument.
+        alphabet: the characters of answers, in order: a near miss replaces one by its neighbour.
+    """
 
     name: str
     draw: Callable[[random.Random], str]
     solve: Callable[[str], str]
     alphabet: str
-    """The characters of answers, in order: a near miss replaces one by its neighbour."""
 
     def prompt(self, argument: str) -> str:
+        """The text before the answer, such as "sort(hbkd)="."""
         return f"{self.name}({argument})="
-
-
-@dataclass(frozen=True)
-class Document:
-    """One multiple-choice question. The choices are distinct, of equal length, and `choices[gold]` is right."""
-
-    prompt: str
-    choices: tuple[str, ...]
-    gold: int
 
 
 def _letters(rng: random.Random) -> str:
@@ -93,18 +88,18 @@ def examples(skill: str, count: int, *, seed: int) -> list[tuple[str, str]]:
     return [(prompt, answer) for _, (prompt, answer) in zip(range(count), drawn, strict=False)]
 
 
-def documents(skill: str, split: Split, count: int, *, seed: int = 0) -> list[Document]:
-    """`count` multiple-choice documents of a split, no prompt twice."""
+def documents(skill: str, split: Split, count: int, *, seed: int = 0) -> list[Question]:
+    """`count` multiple-choice documents of a split, no prompt twice; the choices have equal lengths."""
     rng = random.Random(f"{split}/{skill}/{seed}")
-    found: dict[str, Document] = {}
+    questions: dict[str, Question] = {}
     for prompt, answer in _draw(SKILLS[skill], split, rng):
-        if prompt not in found:
+        if prompt not in questions:
             choices = [answer, *near_misses(answer, SKILLS[skill].alphabet, CHOICES - 1, rng)]
             rng.shuffle(choices)
-            found[prompt] = Document(prompt, tuple(choices), choices.index(answer))
-        if len(found) == count:
+            questions[prompt] = Question(prompt, tuple(choices), choices.index(answer))
+        if len(questions) == count:
             break
-    return list(found.values())
+    return list(questions.values())
 
 
 def near_misses(answer: str, alphabet: str, count: int, rng: random.Random) -> list[str]:
@@ -112,17 +107,17 @@ def near_misses(answer: str, alphabet: str, count: int, rng: random.Random) -> l
 
     A slip exchanges two neighbouring characters, or replaces one by its neighbour in the alphabet.
     """
-    found: dict[str, None] = {}
-    while len(found) < count:
+    slips: dict[str, None] = {}
+    while len(slips) < count:
         place = rng.randrange(len(answer))
         slip = _swapped(answer, place) if rng.random() < 0.5 else _replaced(answer, place, alphabet, rng)
         if slip != answer:
-            found[slip] = None
-    return list(found)
+            slips[slip] = None
+    return list(slips)
 
 
 def _draw(skill: Skill, split: Split, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """(prompt, answer) without end, of one split."""
+    """Pairs (prompt, answer) of one split, without end."""
     while True:
         argument = skill.draw(rng)
         prompt = skill.prompt(argument)
@@ -131,13 +126,13 @@ def _draw(skill: Skill, split: Split, rng: random.Random) -> Iterator[tuple[str,
 
 
 def _swapped(text: str, place: int) -> str:
-    """The characters at `place` and after it exchanged; the last one changes places with the one before it."""
+    """The text with the characters at `place` and `place + 1` exchanged, or with its last two."""
     place = min(place, len(text) - 2)
     return text[:place] + text[place + 1] + text[place] + text[place + 2 :]
 
 
 def _replaced(text: str, place: int, alphabet: str, rng: random.Random) -> str:
-    """The character at `place` moved one step up or down the alphabet, around its ends."""
+    """The text with the character at `place` moved one step up or down the alphabet, around its ends."""
     step = rng.choice((-1, 1))
     moved = alphabet[(alphabet.index(text[place]) + step) % len(alphabet)]
     return text[:place] + moved + text[place + 1 :]

@@ -1,4 +1,4 @@
-"""Running texts that are at hand without a download, and passages cut from them."""
+"""Running texts that are at hand without a download, and passages that are cut from them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-Split = Literal["search", "holdout"]
+Half = Literal["search", "holdout"]
+"""The half of a text from which passages are taken."""
 
 SECTORS = 8
-
+"""The number of parts that a text is cut into; the halves take them in turn."""
 
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 
 
-# --- texts -------------------------------------------------------------------------------------------------
-
-
 def read_text(text: str, folder: Path = Path()) -> bytes:
-    """A text by its name or path, UTF-8.
+    """The bytes of a text, UTF-8; b"" for filler.
+
+    Args:
+        text: filler, python, kjv, or the path of a text file.
+        folder: the folder that a path is relative to.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such text, or it cannot be read.
     """
     if not isinstance(text, str):
         raise ValueError(f"text: is {text!r}; give python, kjv, filler or the path of a text file")
@@ -43,7 +45,7 @@ def read_text(text: str, folder: Path = Path()) -> bytes:
 
 @functools.cache
 def _python() -> bytes:
-    """Paragraphs of prose, a line each: no code, no tables, no grammar."""
+    """The prose of the Python reference, a line for each paragraph: no code, no tables, no grammar."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
@@ -55,6 +57,7 @@ def _python() -> bytes:
 
 @functools.cache
 def _kjv() -> bytes:
+    """The King James Bible."""
     try:
         return subprocess.run(["bible", "Gen1:1-Rev22:21"], capture_output=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
@@ -64,19 +67,22 @@ def _kjv() -> bytes:
 _NAMED: dict[str, Callable[[], bytes]] = {"python": _python, "kjv": _kjv}
 
 
-def sectors(text: bytes, split: Split) -> list[bytes]:
-    """The half of a text that belongs to a split."""
+def sectors(text: bytes, split: Half) -> list[bytes]:
+    """The parts of a text that belong to a half."""
     edges = [len(text) * at // SECTORS for at in range(SECTORS + 1)]
     return [text[edges[at] : edges[at + 1]] for at in range(split == "holdout", SECTORS, 2)]
 
 
-def passages(text: bytes, split: Split, size: int, count: int, rng: random.Random) -> list[bytes]:
-    """`count` passages of `size` bytes from a split's sectors, spread evenly, in random order.
+def passages(text: bytes, split: Half, size: int, count: int, rng: random.Random) -> list[bytes]:
+    """`count` passages of `size` bytes from one half of a text, spread evenly, in random order.
 
-    They overlap only where the split is too small for so many.
+    They overlap only where the half is too small for so many.
+
+    Args:
+        text: b"" stands for filler.
 
     Raises:
-        ValueError: a sector does not hold one.
+        ValueError: a part of the text is shorter than a passage.
     """
     if not text:
         return [(FILLER * (size // len(FILLER) + 1))[:size].encode()] * count
@@ -90,6 +96,9 @@ def passages(text: bytes, split: Split, size: int, count: int, rng: random.Rando
 
 
 def _spread(room: int, count: int, parts: Sequence[bytes], rng: random.Random) -> list[int]:
-    """Enough starts for one sector's share, one at random in each of equal stretches of [0, room]."""
+    """Where passages start in one part of a text: one at random in each of equal stretches of [0, room].
+
+    Each part has its share of `count` passages, rounded up.
+    """
     share = math.ceil(count / len(parts))
     return [int((at + rng.random()) * (room + 1) / share) for at in range(share)]

@@ -1,9 +1,9 @@
-"""Batches by token budget, halved when memory runs out; and what is kept for the next candidate."""
+"""Batches by token budget, halved when memory runs out; and what is kept from one candidate to the next."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -12,21 +12,20 @@ from evomerge.errors import CandidateError
 
 T = TypeVar("T")
 
-SMALL = 16  # tokens
+SMALL = 16  # tokens of a batch that is not halved any further
 
-
-LONG = 8  # batches: a line up to that long is forwarded whole
+LONG = 8  # a line of up to so many batches' tokens is forwarded whole
 
 
 class Recent(Generic[T]):
-    """The latest few of what is dear to make."""
+    """Keeps the latest few of some values that take long to make."""
 
     def __init__(self, size: int = 8) -> None:
         self._size = size
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What is kept under a key, made if it is not there."""
+        """The value that is kept under a key, made if there is none."""
         if key not in self._kept:
             self._kept[key] = make()
             if len(self._kept) > self._size:
@@ -35,14 +34,16 @@ class Recent(Generic[T]):
         return self._kept[key]
 
     def clear(self) -> None:
-        """Forgets all."""
+        """Drops all values."""
         self._kept.clear()
 
 
 class Budget:
     """How many tokens, padding included, a batch may have. Shrinks when memory runs out, and stays shrunk.
 
-    tokens: of a batch of several lines. line: of one line.
+    Attributes:
+        tokens: the limit of a batch of several lines.
+        line: the limit of one line.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -50,24 +51,18 @@ class Budget:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """What batches made under it depend on."""
+        """Both limits, which decide how batches are cut."""
         return self.tokens, self.line
 
     def batches(self, rows: Sequence[int], length: Callable[[int], int]) -> list[list[int]]:
-        """Rows, sorted longest first, cut into batches of which each holds at least one row."""
-        batches: list[list[int]] = []
-        for row in sorted(rows, key=lambda row: (-length(row), row)):
-            if batches and (len(batches[-1]) + 1) * length(batches[-1][0]) <= self.tokens:
-                batches[-1].append(row)
-            else:
-                batches.append([row])
-        return batches
+        """Rows in batches, longest rows first. length: row -> its tokens."""
+        return cut_batches(sorted(rows, key=lambda row: (-length(row), row)), length, self.tokens)
 
     def shrink(self, tokens: int) -> None:
-        """A batch of so many tokens ran out of memory: later ones have half as many at most.
+        """Halves the limits after a batch of so many tokens ran out of memory.
 
         Raises:
-            CandidateError: it was small already, or cannot be cut.
+            CandidateError: the batch was small already, or cannot be cut.
         """
         half = tokens // 2
         if tokens <= SMALL or (self.tokens <= half and self.line <= half):
@@ -82,7 +77,8 @@ class Budget:
     def halving(self, rows: list[int], length: int, forward: Callable[[list[int]], T]) -> list[T]:
         """`forward(rows)`, or the results of its halves where that runs out of memory.
 
-        length: tokens of the longest row.
+        Args:
+            length: tokens of the longest row.
 
         Raises:
             CandidateError: one row alone does not fit.
@@ -97,3 +93,21 @@ class Budget:
         half = (len(rows) + 1) // 2
         self._limit(half * length)
         return self.halving(rows[:half], length, forward) + self.halving(rows[half:], length, forward)
+
+
+def cut_batches(rows: Iterable[int], length: Callable[[int], int], tokens: int) -> list[list[int]]:
+    """Rows in their order, cut into batches of at most so many tokens, padding included, or of one row.
+
+    Args:
+        length: row -> its tokens; a batch is as wide as its longest row.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, length(row))
+        if batches and (len(batches[-1]) + 1) * longest <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            longest = length(row)
+    return batches

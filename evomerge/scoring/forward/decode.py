@@ -10,55 +10,31 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
-from evomerge.scoring.forward import attention, head, prefixes
-from evomerge.scoring.forward.attention import Attention, KeysValues, Step, Walk
-from evomerge.scoring.forward.budgets import Budget
+from evomerge.scoring.forward import head
+from evomerge.scoring.forward.budgets import Budget, cut_batches
+from evomerge.scoring.forward.caches import AnswerLayer, KeysValues, answer_cache
+from evomerge.scoring.forward.costs import cost_of
+from evomerge.scoring.forward.masks import TreeMasks
+from evomerge.scoring.forward.prefixes import plan_passes
+from evomerge.scoring.forward.walk import Step, Walk, as_tensor
 
 Ended = Callable[[list[int], list[list[int]]], list[bool]]
+"""Says whether each answer has come to its end, from the prompts' numbers and the answers' tokens so far."""
 
-
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer, (b, heads, columns, d), with room for answers; filled up to `column`."""
-
-    def __init__(self, keys: Tensor, values: Tensor, column: int) -> None:
-        super().__init__()
-        self.keys, self.values, self.column = keys, values, column
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to prepare."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Adds one column; gives all."""
-        self.keys[:, :, self.column] = key_states[:, :, 0]
-        self.values[:, :, self.column] = value_states[:, :, 0]
-        self.column += 1
-        return self.keys[:, :, : self.column], self.values[:, :, : self.column]
-
-    def get_seq_length(self) -> int:
-        """Columns filled."""
-        return self.column
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys in all, and the first one's position."""
-        return self.column + query_length, 0
-
-    def get_max_length(self) -> int:
-        """Columns there are."""
-        return int(self.keys.shape[2])
-
-    def select(self, rows: Tensor) -> None:
-        """Keeps some rows."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
+Done = Callable[[int, list[int], bool], None]
+"""Takes an answer: the prompt's number, the answer's tokens, and whether all its logits were finite."""
 
 
 @dataclass
 class Prompt:
     """A prompt that has been forwarded.
 
-    trunk: keys and values of its beginning, shared with others; own: (heads, length, d) of the rest, of each layer.
-    hidden: (d,) the state that the answer's first token is read from.
+    Attributes:
+        trunk: the keys and values of its beginning, (1, heads, past, d) for each layer, shared with other prompts.
+        own: the keys and values of the rest, (heads, length - past, d) for each layer.
+        hidden: (d,), the hidden state from which the answer's first token is read.
+        length: tokens of the whole prompt.
     """
 
     trunk: KeysValues
@@ -67,7 +43,7 @@ class Prompt:
     length: int
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Copies a layer's keys and values into (heads, columns, d) tensors."""
+        """Copies the keys and values of the layer with this number into (heads, columns, d) tensors."""
         past = 0
         if self.trunk:
             trunk_keys, trunk_values = self.trunk[layer]
@@ -80,10 +56,11 @@ class Prompt:
 class Reading:
     """Distinct prompts, ready to be forwarded.
 
-    places: of each prompt, (length, 3) places of its tokens, see `prefixes.Plan`.
-    needs: of each prompt, the numbers of the steps that forward it, in order; it is whole with the last.
-    waves: the prompts in the order in which they are forwarded, cut into batches of answers.
-    max_tokens: of an answer.
+    Attributes:
+        places: for each prompt, (length, 3) int64, the places of its tokens, see `pass_plan.PassPlan`.
+        needs: for each prompt, the numbers of the steps that forward it, in order; it is whole with the last.
+        waves: the prompts in the order in which they are forwarded, cut into batches of answers.
+        max_tokens: the greatest length of an answer.
     """
 
     steps: list[Step]
@@ -94,24 +71,19 @@ class Reading:
 
 
 def prepare(model: Any, prompts: Sequence[np.ndarray], max_tokens: int, reads: Budget, columns: int) -> Reading:
-    """Lays prompts out.
+    """Lays prompts out in forward passes, and their answers in batches.
 
-    prompts: int64 token ids, distinct.
-    reads: how many tokens a forward pass over prompts may have.
-    columns: keys, of all prompts and answers, that a batch of answers may hold.
+    Args:
+        prompts: int64 token ids, distinct prompts.
+        max_tokens: the greatest length of an answer.
+        reads: how many tokens a forward pass over prompts may have.
+        columns: how many keys, of all prompts and answers, a batch of answers may hold.
     """
     lengths = [len(prompt) for prompt in prompts]
-    plan = prefixes.plan_passes(prompts, lengths, reads.tokens, reads.line, attention.cost(model))
+    plan = plan_passes(prompts, lengths, reads.tokens, reads.line, cost_of(model))
     needs = [np.unique(places[:, 0]).tolist() for places in plan.places]
-    waves: list[list[int]] = []
-    longest = 0
-    for at in sorted(range(len(prompts)), key=lambda at: (needs[at][-1], at)):
-        longest = max(longest, lengths[at] + max_tokens)
-        if waves and (len(waves[-1]) + 1) * longest <= columns:
-            waves[-1].append(at)
-        else:
-            waves.append([at])
-            longest = lengths[at] + max_tokens
+    ready = sorted(range(len(prompts)), key=lambda at: (needs[at][-1], at))
+    waves = cut_batches(ready, lambda at: lengths[at] + max_tokens, columns)
     steps = [Step.of(batch, model.device) for batch in plan.batches]
     return Reading(steps, plan.places, needs, waves, max_tokens)
 
@@ -120,29 +92,25 @@ def prepare(model: Any, prompts: Sequence[np.ndarray], max_tokens: int, reads: B
 class Decoder:
     """Answers prompts greedily.
 
-    tokens, padding: forwarded so far.
-    size: of the latest batch, tokens of prompts if it was reading them, and else keys.
+    Attributes:
+        tokens, padding: how many were forwarded so far.
+        size: of the latest batch: tokens of prompts while it was reading them, else keys of prompts and answers.
+        reading: whether the latest batch was one of prompts.
     """
 
     model: Any
-    masks: Attention
+    masks: TreeMasks
     tokens: int = field(default=0, init=False)
     padding: int = field(default=0, init=False)
     size: int = field(default=0, init=False)
     reading: bool = field(default=True, init=False)
 
-    def run(
-        self,
-        reading: Reading,
-        ended: Ended,
-        known: Callable[[int], bool],
-        done: Callable[[int, list[int], bool], None],
-    ) -> None:
+    def run(self, reading: Reading, ended: Ended, known: Callable[[int], bool], done: Done) -> None:
         """Answers prompts.
 
-        ended: says of answers, by number of the prompt and tokens so far, whether each has come to its end.
-        known: whether a prompt's answer is known. A batch of which all are is skipped.
-        done: is given each answer: the prompt's number, the tokens, and whether all its logits were numbers.
+        Args:
+            known: whether the answer to the prompt with this number is known. A batch of known answers is skipped.
+            done: is given each answer once it has ended.
 
         Raises:
             torch.OutOfMemoryError: answers given before stand.
@@ -167,37 +135,30 @@ class Decoder:
             self.tokens, self.padding = self.tokens + walk.tokens, self.padding + walk.padding
 
     def _prefill(self, walk: Walk, step: Step, mine: list[int], places: list[np.ndarray]) -> dict[int, Prompt]:
-        """Forwards a batch; gives the prompts that are whole with it."""
+        """Forwards a batch, and returns the prompts that are whole with it. mine: their numbers."""
         hidden, after = walk.forward(step, keep=bool(mine))
         past = step.batch.past
         trunk = [] if step.batch.keep else walk.kept
-        found = {}
+        ready = {}
         for at in mine:
             _, line, column = places[at][-1].tolist()
             columns = places[at][past:, 2] + past
             if step.batch.keep:  # the prompt ends on a trunk, or at its end
                 columns = np.arange(len(places[at]))
-            index = attention.as_tensor(columns, hidden.device)
+            index = as_tensor(columns, hidden.device)
             own = [(keys[line][:, index], values[line][:, index]) for keys, values in after]
-            found[at] = Prompt(trunk, own, hidden[line, column], len(places[at]))
-        return found
+            ready[at] = Prompt(trunk, own, hidden[line, column], len(places[at]))
+        return ready
 
-    def _answer(
-        self,
-        wave: list[int],
-        prompts: list[Prompt],
-        max_tokens: int,
-        ended: Ended,
-        done: Callable[[int, list[int], bool], None],
-    ) -> None:
-        """Answers a batch of forwarded prompts."""
+    def _answer(self, wave: list[int], prompts: list[Prompt], max_tokens: int, ended: Ended, done: Done) -> None:
+        """Answers a batch of forwarded prompts. wave: their numbers."""
         numbers = list(wave)
         answers: dict[int, list[int]] = {at: [] for at in numbers}
         columns = max(prompt.length for prompt in prompts)
         self.size, self.reading = len(prompts) * (columns + max_tokens), False
         layers = self._layers(prompts, columns, max_tokens)
         device = self.model.device
-        lengths = attention.as_tensor([prompt.length for prompt in prompts], device)
+        lengths = as_tensor([prompt.length for prompt in prompts], device)
         hidden = torch.stack([prompt.hidden for prompt in prompts])
         finite = torch.ones(len(prompts), dtype=torch.bool, device=device)
         embedding = self.model.get_output_embeddings()
@@ -218,7 +179,7 @@ class Decoder:
                 if not left:
                     return
                 numbers = [numbers[row] for row in left]
-                rows = attention.as_tensor(left, device)
+                rows = as_tensor(left, device)
                 best, lengths, finite = best[rows], lengths[rows], finite[rows]
                 for layer in layers:
                     layer.select(rows)
@@ -226,13 +187,13 @@ class Decoder:
             hidden = self.model.base_model(
                 input_ids=best[:, None],
                 position_ids=(lengths + step)[:, None],
-                attention_mask=self.masks.steps(lengths, columns, step),
-                past_key_values=Cache(layers=layers),
+                attention_mask=self.masks.of_step(lengths, columns, step),
+                past_key_values=answer_cache(layers),
                 use_cache=True,
             )[0][:, 0]
 
-    def _layers(self, prompts: list[Prompt], columns: int, max_tokens: int) -> list[_Layer]:
-        """The prompts' keys and values, each prompt from the first column on, and room for the answers."""
+    def _layers(self, prompts: list[Prompt], columns: int, max_tokens: int) -> list[AnswerLayer]:
+        """The prompts' keys and values, each prompt from the first column on, with room for the answers."""
         layers = []
         for number, (keys, values) in enumerate(prompts[0].own):
             heads, _, width = keys.shape
@@ -241,5 +202,5 @@ class Decoder:
             all_values = values.new_zeros(len(prompts), heads, columns + max_tokens, values.shape[2])
             for row, prompt in enumerate(prompts):
                 prompt.write(number, all_keys[row], all_values[row])
-            layers.append(_Layer(all_keys, all_values, columns))
+            layers.append(AnswerLayer(all_keys, all_values, columns))
         return layers

@@ -13,10 +13,11 @@ from torch import Tensor
 CHUNK, DEVICE_CHUNK = 1 << 22, 1 << 26
 
 
-# Tokens that rounding to half precision may put in front of the best.
+# How many tokens rounding to half precision may put in front of the best one.
 _NEAR = 32
 
 Finish = Callable[[Tensor], Tensor]
+"""What a model does to its logits after the output embedding, elementwise in float32."""
 
 
 def answer_logprobs(
@@ -24,11 +25,12 @@ def answer_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of tokens under softmax(finish(hidden @ weight.T + bias)), streamed over the vocabulary.
 
-    hidden: (p, d) hidden states at the scored positions, any floating dtype.
-    weight, bias: (v, d) and (v,) or None, any floating dtype; converted to float32 a chunk at a time.
-    finish: elementwise function of float32 logits.
-    where: (g,) int64, the position each token is scored at, in [0, p).
-    tokens: (g,) int64, in [0, v).
+    Args:
+        hidden: (p, d) hidden states at the scored positions, any floating dtype.
+        weight, bias: (v, d) and (v,) or None, any floating dtype; converted to float32 a chunk at a time.
+        finish: elementwise function of float32 logits.
+        where: (g,) int64, the position at which each token is scored, in [0, p).
+        tokens: (g,) int64, in [0, v).
 
     Returns: (g,) float32 log-probabilities, and (g,) bool, whether the token is the most likely one.
     """
@@ -74,11 +76,12 @@ def _rounding_nothing(exact: bool) -> Iterator[None]:
 
 
 def best_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The most likely token at each position, by float32 logits; whatever a finisher does keeps it.
+    """The most likely token at each position, by float32 logits. No finisher changes which token that is.
 
-    hidden: (p, d), weight: (v, d), bias: (v,) or None, any floating dtype.
+    Args:
+        hidden, weight, bias: (p, d), (v, d), and (v,) or None, any floating dtype.
 
-    Returns: (p,) int64, and (p,) bool, whether its logit is a number.
+    Returns: (p,) int64, the tokens; and (p,) bool, whether each one's logit is finite.
     """
     logits = torch.nn.functional.linear(hidden, weight, bias)
     if weight.dtype == torch.float32:
@@ -94,13 +97,13 @@ def best_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Te
 
 
 def full_logprobs(logits: Tensor, where: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from ready logits at the scored positions, (p, v) in any floating dtype."""
+    """What `answer_logprobs` returns, from ready logits at the scored positions, (p, v) in any floating dtype."""
     logits = logits.float()
     return logits[where, tokens] - torch.logsumexp(logits, dim=-1)[where], logits.argmax(-1)[where] == tokens
 
 
 def finisher(config: Any) -> Finish:
-    """What the model does to its logits after the output embedding: scaling and soft-capping, by its config."""
+    """The scaling and soft-capping of logits that a model's config asks for, as one function."""
     text = config.get_text_config()
     scale = 1.0
     for name, power in (("logit_scale", 1), ("lm_head_multiplier", 1), ("logits_scaling", -1)):
@@ -156,6 +159,9 @@ def shortcut_holds(model: Any, finish: Finish) -> bool:
 
 
 def _close(got: Tensor, wanted: Tensor, tolerance: float) -> bool:
-    """Whether they differ by less than a share of `wanted`. Weights may be anything: NaN refutes nothing."""
+    """Whether two tensors differ by at most `tolerance` of the norm of `wanted`.
+
+    The model's weights may be anything: NaN counts as close.
+    """
     distance, size = (got.float() - wanted.float()).norm(), wanted.float().norm()
     return not bool(distance > tolerance * size)

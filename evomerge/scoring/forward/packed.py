@@ -15,18 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.scoring.forward import attention, head, prefixes
-from evomerge.scoring.forward.attention import Attention, Step, Walk, as_tensor
+from evomerge.scoring.forward import admission, head
 from evomerge.scoring.forward.budgets import Budget, Recent
+from evomerge.scoring.forward.costs import cost_of
+from evomerge.scoring.forward.masks import TreeMasks
+from evomerge.scoring.forward.prefixes import plan_passes
 from evomerge.scoring.forward.requests import LikelihoodRequest
+from evomerge.scoring.forward.scored_groups import Group, Prepared, prepare
+from evomerge.scoring.forward.walk import Walk
 
-Found = dict[int, tuple[float, bool]]
+Scores = dict[int, tuple[float, bool]]
+"""Request -> the summed log-probability of its answer's tokens, and whether each of them is the most likely one."""
 
-
-Report = Callable[[Found], None]
+Listener = Callable[[Scores], None]
 
 _SCORED_AT_ONCE = 1024  # positions that the head is applied to in one go
-
 
 _REPORT_EVERY = 5.0  # seconds
 
@@ -35,54 +38,23 @@ _REPORT_EVERY = 5.0  # seconds
 class Likelihoods:
     """Answers to log-likelihood requests.
 
-    answers: request -> the summed log-probability of its answer's tokens, and whether each of them is the most
-        likely one.
-    tokens, padding: how many tokens were forwarded, and how many padding tokens besides.
+    Attributes:
+        answers: request -> its answer, see `Scores`.
+        tokens, padding: how many tokens were forwarded, and how many padding tokens besides.
     """
 
-    answers: Found
+    answers: Scores
     tokens: int
     padding: int
-
-
-@dataclass
-class _Group:
-    """Steps whose scored positions pass the head together: what is forwarded or skipped as a whole.
-
-    where: (g,) int64 into the places of all its steps, tokens: (g,) int64: what is scored.
-    answers: (g,) int64, which answer tokens these are, counted over all requests of the choice.
-    requests: those that have tokens here. complete: those of which none comes later.
-    """
-
-    steps: list[int]
-    where: Tensor
-    tokens: Tensor
-    answers: np.ndarray
-    requests: frozenset[int]
-    complete: list[int]
-
-
-@dataclass
-class _Prepared:
-    """A choice of requests, ready to be forwarded.
-
-    places: of each step, (p,) int64 into b * l: the scored positions.
-    starts: (n + 1,) int64, where the answer tokens of each request start among those of all.
-    """
-
-    chosen: tuple[int, ...]
-    steps: list[Step]
-    places: list[Tensor]
-    groups: list[_Group]
-    starts: np.ndarray
 
 
 class Packed:
     """All log-likelihood requests of a fitness, tokenized; any choice of them is forwarded as often as asked.
 
-    masks: how the model is told what sees what; None forwards each distinct row by itself.
-    shortcut: whether the output embedding is applied to scored positions alone, in float32. Where a model does
-        something else to its logits, whole forward passes are taken and their logits converted.
+    Args:
+        masks: tell the model which token sees which; None forwards each distinct row by itself.
+        shortcut: whether the output embedding is applied to scored positions alone, in float32. Where a model does
+            something else to its logits, whole forward passes are taken and their logits converted.
     """
 
     def __init__(
@@ -90,7 +62,7 @@ class Packed:
         model: Any,
         requests: Sequence[LikelihoodRequest],
         budget: Budget,
-        masks: Attention | None,
+        masks: TreeMasks | None,
         *,
         shortcut: bool,
     ) -> None:
@@ -102,27 +74,28 @@ class Packed:
         self._row_of = [rows.setdefault(request.row, len(rows)) for request in requests]
         self._rows = [np.array(row, dtype=np.int64) for row in rows]
         self._masks, self._shortcut = masks, shortcut
-        self._cost = attention.cost(model)
-        self._prepared: Recent[_Prepared] = Recent()
+        self._cost = cost_of(model)
+        self._prepared: Recent[Prepared] = Recent()
 
     @torch.no_grad()
     def run(
-        self, chosen: Sequence[int], known: Found | None = None, report: Report = lambda found: None
+        self, chosen: Sequence[int], known: Scores | None = None, report: Listener = lambda scores: None
     ) -> Likelihoods:
         """Scores the chosen requests, in their order, with the model's present weights.
 
-        known: answers that an earlier call with the same choice reported before it was interrupted. Batches that
-            have nothing else to answer are skipped; the others are what they would have been.
-        report: is given answers as they are found, every few seconds.
+        Args:
+            known: answers that an earlier call with the same choice reported before it was interrupted. Batches
+                that have nothing else to answer are skipped; the others are what they would have been.
+            report: is given answers as they are found, every few seconds.
 
         Raises:
             CandidateError: memory runs out even for a small batch.
         """
-        found = dict(known or {})
+        scores = dict(known or {})
         tokens = padding = 0
         while True:
-            prepared = self._prepared.get((tuple(chosen), self._budget.sizes), lambda: self._build(tuple(chosen)))
-            run = _Run(self, prepared, found, report)
+            prepared = self._prepared.get((tuple(chosen), self._budget.sizes), lambda: self._prepare(tuple(chosen)))
+            run = _Run(self, prepared, scores, report)
             try:
                 run.forward()
                 break
@@ -134,86 +107,42 @@ class Packed:
             del run, prepared
             self._prepared.clear()
             self._budget.shrink(size)
-        return Likelihoods(found, tokens, padding)
+        return Likelihoods(scores, tokens, padding)
 
-    def _build(self, chosen: tuple[int, ...]) -> _Prepared:
-        lengths = [len(self._requests[request].answer) for request in chosen]
+    def _prepare(self, chosen: tuple[int, ...]) -> Prepared:
         tails: dict[int, int] = {}
-        for request, length in zip(chosen, lengths, strict=True):
+        for request in chosen:
             row = self._row_of[request]
-            tails[row] = max(tails.get(row, 0), length)
-        rows = [self._rows[row] for row in tails]
-        plan = prefixes.plan_passes(
-            rows,
+            tails[row] = max(tails.get(row, 0), len(self._requests[request].answer))
+        plan = plan_passes(
+            [self._rows[row] for row in tails],
             list(tails.values()),
             self._budget.tokens,
             self._budget.line,
             self._cost,
             share=self._masks is not None,
-            pad=not attention.looks_at_length(self._model),
+            pad=not admission.looks_at_length(self._model),
         )
         places = dict(zip(tails, plan.places, strict=True))
-        where = np.concatenate(
-            [places[self._row_of[request]][-length:] for request, length in zip(chosen, lengths, strict=True)]
+        requests = {number: self._requests[number] for number in chosen}
+        return prepare(
+            requests,
+            plan,
+            [places[self._row_of[number]] for number in requests],
+            self._model.device,
+            at_once=_SCORED_AT_ONCE if self._shortcut else 1,
         )
-        answers = np.argsort(where[:, 0], kind="stable")
-        cuts = np.searchsorted(where[answers, 0], np.arange(1, len(plan.batches)))
-        places_in, scored = [], []
-        for batch, mine in zip(plan.batches, np.split(answers, cuts), strict=True):
-            flat = where[mine, 1] * batch.ids.shape[1] + where[mine, 2]
-            unique, at = np.unique(flat, return_inverse=True)
-            places_in.append(as_tensor(unique, self._model.device))
-            scored.append((mine, at))
-        groups = self._groups([len(one) for one in places_in], scored, chosen, lengths)
-        steps = [Step.of(batch, self._model.device) for batch in plan.batches]
-        return _Prepared(chosen, steps, places_in, groups, np.concatenate([[0], np.cumsum(lengths)]))
-
-    def _groups(
-        self,
-        counts: list[int],
-        scored: list[tuple[np.ndarray, np.ndarray]],
-        chosen: Sequence[int],
-        lengths: Sequence[int],
-    ) -> list[_Group]:
-        """Consecutive steps, as many as have enough scored positions together."""
-        owner = np.repeat(np.array(chosen), lengths)
-        tokens = np.concatenate([np.array(self._requests[request].answer, dtype=np.int64) for request in chosen])
-        members: list[list[int]] = [[]]
-        positions = 0
-        for number, count in enumerate(counts):
-            if positions >= (_SCORED_AT_ONCE if self._shortcut else 1):
-                members.append([])
-                positions = 0
-            members[-1].append(number)
-            positions += count
-        groups: list[_Group] = []
-        later: set[int] = set()
-        for numbers in reversed(members):
-            answers = np.concatenate([scored[number][0] for number in numbers])
-            offsets = np.cumsum([0, *(counts[number] for number in numbers)])
-            where = np.concatenate([scored[n][1] + offset for n, offset in zip(numbers, offsets, strict=False)])
-            requests = frozenset(owner[answers].tolist())
-            complete = sorted(requests - later)
-            later |= requests
-            device = self._model.device
-            groups.append(
-                _Group(
-                    numbers,
-                    as_tensor(where, device),
-                    as_tensor(tokens[answers], device),
-                    answers,
-                    requests,
-                    complete,
-                )
-            )
-        return groups[::-1]
 
     def walk(self) -> Walk:
-        """Forwards the steps, from the first."""
+        """A walk over prepared steps. Without `shortcut` it gives logits in place of hidden states."""
         return Walk(self._model if self._shortcut else _Whole(self._model), self._masks)
 
-    def logprobs(self, group: _Group, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(g,) float32 log-probabilities, and (g,) bool, whether each token is the most likely one."""
+    def logprobs(self, group: Group, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probabilities of a group's tokens, (g,) float32, and whether each is the most likely, (g,) bool.
+
+        Args:
+            hidden: (p, d), what the walk gave at the group's scored positions.
+        """
         if not self._shortcut:
             return head.full_logprobs(hidden, group.where, group.tokens)
         embedding = self._model.get_output_embeddings()
@@ -228,38 +157,38 @@ class _Whole:
         self._model = model
 
     def base_model(self, **inputs: Any) -> tuple[Tensor]:
-        """The logits."""
+        """The logits, (b, l, v)."""
         return (self._model(**inputs).logits,)
 
 
 class _Run:
-    """One pass over what is prepared.
+    """One pass over prepared requests.
 
-    found: answers; those that are there already are not looked for, those that are found are added.
+    scores: answers that are known; those that are found are added.
     """
 
-    def __init__(self, packed: Packed, prepared: _Prepared, found: Found, report: Report) -> None:
-        self._packed, self._prepared, self._found, self._report = packed, prepared, found, report
+    def __init__(self, packed: Packed, prepared: Prepared, scores: Scores, report: Listener) -> None:
+        self._packed, self._prepared, self._scores, self._report = packed, prepared, scores, report
         self._at = {request: at for at, request in enumerate(prepared.chosen)}
         self._logprobs = np.zeros(prepared.starts[-1])
         self._greedy = np.zeros(prepared.starts[-1], dtype=bool)
-        self._pending: list[tuple[_Group, tuple[Tensor, Tensor]]] = []
+        self._pending: list[tuple[Group, tuple[Tensor, Tensor]]] = []
         self.walk = packed.walk()
 
     def forward(self) -> None:
-        """Forwards all that is needed for answers that are not known.
+        """Forwards all steps that are needed for answers that are not known.
 
         Raises:
             torch.OutOfMemoryError: what was found before is kept.
         """
-        todo = [group for group in self._prepared.groups if not group.requests <= self._found.keys()]
+        todo = [group for group in self._prepared.groups if not group.requests <= self._scores.keys()]
         wanted = {number for group in todo for number in group.steps}
         wanted |= {below for number in wanted for below in self._prepared.steps[number].batch.under}
         reported = time.monotonic()
         try:
             for group in self._prepared.groups:
                 hidden = [self._forward(number) for number in group.steps if number in wanted]
-                if group.requests <= self._found.keys():
+                if group.requests <= self._scores.keys():
                     continue
                 self._pending.append((group, self._packed.logprobs(group, torch.cat(hidden))))
                 if time.monotonic() - reported > _REPORT_EVERY:
@@ -269,6 +198,7 @@ class _Run:
             self._gather()
 
     def _forward(self, number: int) -> Tensor:
+        """The hidden states at a step's scored positions, (p, d)."""
         hidden, _ = self.walk.forward(self._prepared.steps[number])
         return hidden.flatten(0, 1)[self._prepared.places[number]]
 
@@ -284,7 +214,7 @@ class _Run:
         starts = self._prepared.starts[:-1]
         sums = np.add.reduceat(self._logprobs, starts).tolist()
         every = np.logical_and.reduceat(self._greedy, starts).tolist()
-        complete = [request for group in groups for request in group.complete if request not in self._found]
+        complete = [request for group in groups for request in group.complete if request not in self._scores]
         new = {request: (sums[self._at[request]], every[self._at[request]]) for request in complete}
-        self._found.update(new)
+        self._scores.update(new)
         self._report(new)

@@ -1,4 +1,4 @@
-"""What is asked of a model: the log-likelihood of continuations, or a generated text."""
+"""The requests that a model answers: the log-likelihood of a continuation, or a generated text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LikelihoodRequest:
-    """The log-likelihood of `answer` at the end of a row.
+    """Asks for the log-likelihood of `answer` at the end of a row.
 
-    row: token ids that are forwarded: context and answer without its last token, the left end cut off where
-        it exceeds the model's maximum length. The answer is predicted at the last `len(answer)` positions.
-    cut: whether it was cut.
+    Attributes:
+        row: the token ids that are forwarded: context and answer without its last token, the left end cut off where
+            they exceed the model's maximum length. The answer is predicted at the last `len(answer)` positions.
+        answer: token ids.
+        cut: whether the left end was cut off.
     """
 
     row: tuple[int, ...]
@@ -22,13 +24,14 @@ class LikelihoodRequest:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A prompt to continue.
+    """Asks for the continuation of a prompt.
 
-    prompt: token ids, the left end cut off where prompt and answer exceed the model's maximum length.
-    until: strings that end the answer, the end-of-text token's among them.
-    max_tokens: the answer's greatest length.
-    options: further keywords of `model.generate`, as JSON.
-    cut: whether the prompt was cut.
+    Attributes:
+        prompt: token ids, the left end cut off where prompt and answer exceed the model's maximum length.
+        until: strings that end the answer, the end-of-text token's among them.
+        max_tokens: the answer's greatest length, in tokens.
+        options: further keywords of `model.generate`, as JSON.
+        cut: whether the prompt was cut.
     """
 
     prompt: tuple[int, ...]
@@ -39,5 +42,5 @@ class GenerationRequest:
 
     @property
     def sampled(self) -> bool:
-        """Whether the answer is drawn, and may differ each time."""
+        """Whether the answer is drawn at random, and may differ each time."""
         return bool(json.loads(self.options).get("do_sample"))

@@ -1,4 +1,4 @@
-"""How samplers do their arithmetic: by themselves."""
+"""How samplers do their arithmetic: on one thread, and without the libraries' warnings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One BLAS thread, for equal bits and, on a busy machine, speed; and none of the packages' warnings."""
+    """Holds BLAS to one thread, for equal bits and, on a busy machine, speed; and silences all warnings."""
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

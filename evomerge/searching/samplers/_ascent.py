@@ -22,9 +22,14 @@ class Ascent:
     back to the best with half the rate, and is over after a second such turn. Choices stay as they start.
 
     Args:
-        rate: of the first step, as a fraction of each gene's range; it falls as a cosine over `steps`.
-        steps: the most there are; None has no end, and the rate stays.
-        pull: towards the start, relative to the gradient's own size at a distance of a whole range.
+        coordinates: those of the genome.
+        start: where the ascent begins.
+        rate: the length of the first step, as a fraction of each gene's range; it falls as a cosine over `steps`.
+        steps: the most steps; with None the ascent has no end, and the rate stays.
+        watch: steps between two comparisons.
+        pull: strength of the pull towards the start, relative to the gradient's own size at a distance of a whole
+            range.
+        effort: how many times the usual number of documents a step is taken on.
     """
 
     def __init__(
@@ -50,17 +55,17 @@ class Ascent:
 
     @property
     def over(self) -> bool:
-        """Whether it has come to its end."""
+        """Whether it has compared the point after its last step, or has turned twice; never without `steps`."""
         spent = self._steps is not None and self._taken >= self._steps
         return (spent and self.present == self.best) or (self._steps is not None and self._turns >= 2)
 
     @property
     def present(self) -> Genome:
-        """The point that it is at."""
+        """The genome of the point that the ascent is at."""
         return self._genome(self._point)
 
     def ask(self, number: int) -> Generation:
-        """A step, or a comparison; nothing while one of them is under way."""
+        """The point of a step, or the two of a comparison; no genome while one of these is under way."""
         if self._waiting:
             return Generation([])
         due = self._age >= self._watch or (self._steps is not None and self._taken >= self._steps)
@@ -70,7 +75,7 @@ class Ascent:
         return Generation([self.present], gradient=True, effort=self._effort)
 
     def tell(self, number: int, results: Sequence[Result]) -> None:
-        """Takes the step, or the better of the two points."""
+        """Takes the step, or the better of the two points; turns back if the step's candidate failed."""
         kind = self._waiting.pop(number)
         if kind == "compare":
             self._compare(*results)
@@ -87,12 +92,14 @@ class Ascent:
             self.best = self.present
 
     def _turn(self) -> None:
+        """Goes back to the best point, with half the rate and without momentum."""
         self._turns += 1
         self._rate /= 2
         self._point = to_units(self._coordinates, self.best)
         self._mean[:] = 0.0
 
     def _step(self, result: Result) -> None:
+        """Takes one step of Adam along a gradient."""
         assert result.gradient is not None
         slope = np.array([result.gradient.get(c.name, 0.0) for c in self._coordinates]) * self._scales()
         slope -= self._pull * float(np.sqrt(np.mean(slope**2))) * (self._point - self._first)
@@ -110,19 +117,20 @@ class Ascent:
         self._point = np.clip(self._point + step, 0.0, 1.0)
 
     def _scales(self) -> np.ndarray:
-        """Derivative of each coordinate's value in its unit interval; 0 for a choice."""
+        """The derivative of each coordinate's value in its unit, (coordinates,); 0 for a choice."""
         genome = self.present
-        found = []
+        scales = []
         for c in self._coordinates:
             if c.choices:
-                found.append(0.0)
+                scales.append(0.0)
             elif c.log:
-                found.append(float(genome[c.name]) * math.log(c.high / c.low))
+                scales.append(float(genome[c.name]) * math.log(c.high / c.low))
             else:
-                found.append(c.high - c.low)
-        return np.array(found)
+                scales.append(c.high - c.low)
+        return np.array(scales)
 
     def _genome(self, units: np.ndarray) -> Genome:
+        """The genome at a point of the unit cube, with the choices of the start."""
         return {
             c.name: self._start[c.name] if c.choices else c.from_unit(float(unit))
             for c, unit in zip(self._coordinates, units, strict=True)

@@ -15,5 +15,5 @@ def to_units(coordinates: Sequence[Coordinate], genome: Genome) -> np.ndarray:
 
 
 def to_genome(coordinates: Sequence[Coordinate], units: Sequence[float] | np.ndarray) -> Genome:
-    """The genome at a point of the unit cube; dimensions behind those of the coordinates say nothing."""
+    """The genome at a point of the unit cube; dimensions behind those of the coordinates are left out."""
     return {c.name: c.from_unit(float(unit)) for c, unit in zip(coordinates, units, strict=False)}

@@ -7,22 +7,24 @@ N genomes θ with the score s(x_j | θ) of each document x_j. A document is a re
     f(θ_i) = Σ_j C_j s(x_j | θ_i) / (z_j^α + ε)                          fitness: what few others know counts more
     g(θ_A, θ_B) = Σ_j C_j max(s(x_j | θ_B) - s(x_j | θ_A), 0) / (z_j^α + ε)   how B attracts A
 
-The first parent is drawn in proportion to its fitness, the second in proportion to its attraction. The child mixes
-them by w before a split point and by 1 - w behind it; a newcomer drives out the genome of the least fitness.
+The first parent is drawn in proportion to its fitness, the second in proportion to its attraction. In the child
+the second parent weighs w before a split point and 1 - w behind it. A newcomer drives out the genome of the least
+fitness.
 
 Where this differs from the paper:
 
-- What is split and mixed are the genomes, in the unit cube, not the models' weights. Merges that are linear in
-  their coefficients are thereby mixed linearly, where the paper mixes spherically.
-- Coordinates are split in the order of their depth: by the number of their layer, group or anchor, those that have
-  none behind all others. A choice is not mixed, but taken from the parent of more weight.
-- Mutation, which the paper has only for models trained from nothing: crossover never leaves the convex hull of the
-  known points. Its step is drawn log-uniformly between a hundredth of `step` and `step`. 0 turns it off.
-- Scores below 0 (log-likelihoods) are no resources: on each document where the archive has one, they count from
-  the worst of the archive upward.
+- Genomes are split and mixed, in the unit cube, not the models' weights. Merges that are linear in their
+  coefficients are thereby mixed linearly, where the paper mixes spherically.
+- Coordinates are split in the order of their depth: by the number of their layer, group or anchor. Those that hold
+  for all layers lie behind all others. A choice is not mixed, but taken from the parent of more weight.
+- Children are mutated, which the paper does only to models trained from nothing: crossover alone never leaves the
+  convex hull of the known points. The step is drawn log-uniformly between a hundredth of `step` and `step`;
+  `mutation: 0` turns mutation off.
+- Scores below 0 (log-likelihoods) are no resources: on a document where the archive has one, scores count from the
+  worst of the archive upward.
 
-The first generation is the known points; if they are fewer than the archive holds, the second fills it with mutated
-children of theirs.
+The first generation is the known points. If they are fewer than the archive holds, the second generation fills it
+with their mutated children.
 """
 
 from __future__ import annotations
@@ -33,35 +35,31 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from evomerge.files.schema import Strict
 from evomerge.searching.samplers import Generation, Problem, Result, generator
+from evomerge.searching.samplers._options import ProposalOptions
 from evomerge.searching.samplers._units import to_genome, to_units
+from evomerge.searching.samplers._variation import mix, mutate
 from evomerge.searching.spaces.genes import Coordinate, Genome
 
 FRESH_DOCUMENTS = False
-
-
 SEVERAL_OBJECTIVES = False
-
-
 WANTS_DOCUMENT_SCORES = True
+LEARNS = True
 
 
-class Options(Strict):
-    """What M2N2 may be told.
+class Options(ProposalOptions):
+    """What M2N2 may be told, beside what `ProposalOptions` has.
 
     Attributes:
-        population: candidates proposed at once.
-        archive: genomes that are kept, N.
-        capacity: of a document, C_j: `best`, the archive's best score on it, so that it weighs what is at stake
-            there; or `one`. For answers that are right or wrong the two are the same.
+        archive: N, the number of genomes that are kept.
+        capacity: C_j, what a document offers: `best`, the archive's best score on it, so that a document weighs as
+            much as there is to win; or `one`. For answers that are right or wrong the two are the same.
         competition: α; at 0 nothing is shared, and the fitness is the plain sum of the scores.
         epsilon: ε, which keeps a document that nobody answers from dividing by 0.
         mutation: the probability that a child is mutated.
         step: the largest standard deviation of a mutation, as a fraction of each gene's range.
     """
 
-    population: int = Field(default=16, ge=1)
     archive: int = Field(default=20, ge=2)
     capacity: Literal["best", "one"] = "best"
     competition: float = Field(default=1.0, ge=0.0)
@@ -71,7 +69,7 @@ class Options(Strict):
 
 
 class M2N2Sampler:
-    """A child is drawn from the archive by (seed, generation, slot); the archive follows from what was told."""
+    """Draws a child from the archive by (seed, generation, slot); the archive follows from the results told."""
 
     def __init__(self, problem: Problem, options: Options) -> None:
         self._problem = problem
@@ -83,7 +81,7 @@ class M2N2Sampler:
         self._scores = np.empty((0, 0))  # (members, documents)
 
     def ask(self, number: int) -> Generation:
-        """The known points; what fills the archive; then children of its members."""
+        """The known points; then the genomes that fill the archive; then children of its members."""
         if number == 0:
             self._asked[0] = self._starts
             return Generation(self._problem.starts)
@@ -98,19 +96,20 @@ class M2N2Sampler:
         return Generation([to_genome(self._problem.coordinates, unit) for unit in units])
 
     def tell(self, number: int, results: Sequence[Result]) -> None:
-        """Lets the candidates into the archive one by one, each of which drives out the least fit."""
+        """Lets the candidates into the archive one by one; each of them drives out the least fit genome."""
         for unit, result in zip(self._asked.pop(number), results, strict=True):
             if result.documents is not None:
                 self._admit(unit, result.documents)
 
     def recommend(self) -> Genome | None:
-        """The archive's best by the plain mean of its scores."""
+        """The archive's best genome by the plain mean of its scores; None while the archive is empty."""
         if not len(self._genomes):
             return None
         best = int(np.argmax(self._scores.mean(axis=1)))
         return to_genome(self._problem.coordinates, self._genomes[best])
 
     def _admit(self, unit: np.ndarray, scores: np.ndarray) -> None:
+        """Adds a genome and its documents' scores, and removes the least fit of an archive that is too large."""
         self._genomes = np.vstack([self._genomes, unit])
         self._scores = np.vstack([self._scores.reshape(-1, len(scores)), scores])
         if len(self._genomes) > self._options.archive:
@@ -119,6 +118,7 @@ class M2N2Sampler:
             self._scores = np.delete(self._scores, worst, axis=0)
 
     def _mate(self, number: int) -> list[np.ndarray]:
+        """A generation of children of the archive's members, as points of the unit cube."""
         shares = _shares(self._scores, self._options)
         fitness = _fitness(shares)
         units = []
@@ -133,6 +133,7 @@ class M2N2Sampler:
         return units
 
     def _fill(self, number: int, slot: int) -> np.ndarray:
+        """A mutated child of two of the known points, drawn with replacement."""
         random = generator(self._problem.seed, number, slot)
         first, second = self._starts[random.integers(len(self._starts), size=2)]
         child = self._cross(first, second, random)
@@ -149,7 +150,7 @@ class M2N2Sampler:
 
 
 def _shares(scores: np.ndarray, options: Options) -> np.ndarray:
-    """(members, documents): what each member gets of each document, C_j s_ij / (z_j^α + ε)."""
+    """Each member's share of each document, C_j s_ij / (z_j^α + ε): (members, documents)."""
     scores = scores - np.minimum(scores.min(axis=0), 0.0)
     taken = scores.sum(axis=0) ** options.competition + options.epsilon
     capacity = scores.max(axis=0) if options.capacity == "best" else 1.0
@@ -157,55 +158,27 @@ def _shares(scores: np.ndarray, options: Options) -> np.ndarray:
 
 
 def _fitness(shares: np.ndarray) -> np.ndarray:
+    """The fitness f of each member: (members,)."""
     return np.asarray(shares.sum(axis=1))
 
 
 def _attraction(shares: np.ndarray, first: int) -> np.ndarray:
-    """(members,): what each would get of the documents beyond what the first parent gets; g."""
+    """How each member attracts the first parent, g: its shares beyond the first parent's, (members,)."""
     return np.asarray(np.maximum(shares - shares[first], 0.0).sum(axis=1))
 
 
 def _draw(weights: np.ndarray, random: np.random.Generator) -> int:
-    """An index in proportion to its weight; any, if all are 0."""
+    """An index drawn in proportion to its weight; drawn uniformly if all weights are 0."""
     total = weights.sum()
     return int(random.choice(len(weights), p=weights / total if total > 0.0 else None))
 
 
 def by_depth(coordinates: Sequence[Coordinate]) -> np.ndarray:
-    """The coordinates' indices from the first layer to the last; those without a layer come last."""
-    return np.argsort([_depth(coordinate.name) for coordinate in coordinates], kind="stable")
-
-
-def _depth(name: str) -> float:
-    """The number behind g, l or a in a name like `weight.g0.attention.maths`."""
-    layer = [*name.split("."), ""][1]
-    return int(layer[1:]) if layer[:1] in ("g", "l", "a") and layer[1:].isdecimal() else np.inf
-
-
-def mix(
-    coordinates: Sequence[Coordinate], first: np.ndarray, second: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """Mixes two genomes; a choice is taken from the parent of more weight.
-
-    Args:
-        weights: (coordinates,), of the second parent.
-    """
-    whole = np.array([bool(coordinate.choices) for coordinate in coordinates])
-    weights = np.where(whole, weights > 0.5, weights)
-    return np.asarray(np.clip((1.0 - weights) * first + weights * second, 0.0, 1.0))
-
-
-def mutate(
-    coordinates: Sequence[Coordinate], units: np.ndarray, step: float, random: np.random.Generator
-) -> np.ndarray:
-    """Adds N(0, σ²) to each number, σ log-uniform in [step/100, step]; draws one choice anew, on average."""
-    size = step * 100.0 ** -random.random()
-    moved = np.clip(units + size * random.standard_normal(len(units)), 0.0, 1.0)
-    whole = np.array([bool(coordinate.choices) for coordinate in coordinates])
-    anew = random.random(len(units)) * max(int(whole.sum()), 1) < 1.0
-    return np.where(whole, np.where(anew, random.random(len(units)), units), moved)
+    """The coordinates' indices from the first layer to the last; those that hold for all layers come last."""
+    depths = [np.inf if coordinate.depth is None else coordinate.depth for coordinate in coordinates]
+    return np.argsort(depths, kind="stable")
 
 
 def make(problem: Problem, options: Options) -> M2N2Sampler:
-    """An M2N2 over the coordinates."""
+    """An M2N2 over the problem's coordinates."""
     return M2N2Sampler(problem, options)

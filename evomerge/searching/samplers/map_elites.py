@@ -7,17 +7,17 @@ task t mod M, whose elites are drawn in proportion to
 
     γ_i = Π_j [α_low + (α_high - α_low) (s_ij - min_i s_ij) / (max_i s_ij - min_i s_ij)],  α_low = 0.5, α_high = 0.8
 
-over all tasks j. Two of them are mixed linearly, and the child is mutated. Every candidate is entered in every
-archive. With one objective the grid is over the mean of the genome in the unit cube: how much of all is merged in.
+over all tasks j. Two elites are mixed linearly, and the child is mutated. Every candidate is entered in every
+archive. With one objective the grid is over the mean of the genome in the unit cube: how much is merged in overall.
 
 Where this differs from CycleQD:
 
-- Scores may have any range, so the grid's boundaries are quantiles of all that was told so far, and the elites are
+- Scores may have any range, so the grid's boundaries are quantiles of all scores told so far, and the elites are
   sorted into it anew at each tell (MAP-Elites with sliding boundaries, Fontaine et al. 2019, arXiv 1904.10656).
 - A genome has coefficients only, so mutation is Gaussian where CycleQD's is along the singular vectors of the task
-  vectors; see `m2n2.mutate`.
-- The mixing ratio is normal about 1/2 with a deviation of 1/2, so beyond the parents now and then; CycleQD's, with
-  its deviation of about 0.01, makes midpoints, which draws the elites together.
+  vectors; see `samplers._variation.mutate`.
+- The mixing ratio is normal about 1/2 with a deviation of 1/2, so that a child lies beyond its parents now and
+  then. CycleQD's ratio has a deviation of about 0.01, which makes midpoints and draws the elites together.
 
 The first generation is the known points.
 """
@@ -29,45 +29,36 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
-from evomerge.files.schema import Strict
 from evomerge.searching.samplers import Generation, Problem, Result, generator
+from evomerge.searching.samplers._options import ProposalOptions
 from evomerge.searching.samplers._units import to_genome, to_units
-from evomerge.searching.samplers.m2n2 import mix, mutate
+from evomerge.searching.samplers._variation import mix, mutate
 from evomerge.searching.spaces.genes import Genome
 
 FRESH_DOCUMENTS = False
-
-
 SEVERAL_OBJECTIVES = True
-
-
 WANTS_DOCUMENT_SCORES = False
+LEARNS = True
 
 _LOW, _HIGH = 0.5, 0.8  # CycleQD's α
+_SPREAD = 0.5  # the deviation of the mixing ratio from 1/2
+_CELLS = 64  # about as many cells an archive has by default
 
 
-_SPREAD = 0.5  # of the mixing ratio about 1/2
-
-
-_CELLS = 64  # what an archive is to have by default, about
-
-
-class Options(Strict):
-    """What MAP-Elites may be told.
+class Options(ProposalOptions):
+    """What MAP-Elites may be told, beside what `ProposalOptions` has.
 
     Attributes:
-        population: candidates proposed at once.
         bins: parts of each axis of the grid; by default as many as make about 64 cells, from 2 to 16.
         step: the largest standard deviation of a mutation, as a fraction of each gene's range.
     """
 
-    population: int = Field(default=16, ge=1)
     bins: int | None = Field(default=None, ge=2)
     step: float = Field(default=0.3, gt=0.0, le=1.0)
 
 
 class MapElitesSampler:
-    """A child is drawn from an archive by (seed, generation, slot); the archives follow from what was told."""
+    """Draws a child from an archive by (seed, generation, slot); the archives follow from the results told."""
 
     def __init__(self, problem: Problem, options: Options) -> None:
         self._problem = problem
@@ -76,10 +67,10 @@ class MapElitesSampler:
         self._bins = options.bins or int(np.clip(round(_CELLS ** (1 / axes)), 2, 16))
         self._starts = np.array([to_units(problem.coordinates, start) for start in problem.starts])
         self._asked: dict[int, np.ndarray] = {}
-        self._told = np.empty((0, problem.objectives))  # what cells are made from, of all candidates
-        self._genomes = np.empty((0, len(problem.coordinates)))  # (elites, coordinates), of all archives
+        self._told = np.empty((0, problem.objectives))  # features of all candidates told, from which cells are made
+        self._genomes = np.empty((0, len(problem.coordinates)))  # (elites of all archives, coordinates)
         self._scores = np.empty((0, problem.objectives))  # (elites, objectives)
-        self._archives = [np.empty(0, dtype=int)] * problem.objectives  # each archive's elites
+        self._archives = [np.empty(0, dtype=int)] * problem.objectives  # for each task, the numbers of its elites
 
     def ask(self, number: int) -> Generation:
         """The known points; then children of one task's elites."""
@@ -106,12 +97,13 @@ class MapElitesSampler:
         self._sort()
 
     def recommend(self) -> Genome | None:
-        """The best elite; of several objectives there is none."""
+        """The best elite; None if there are several objectives."""
         if self._problem.objectives > 1 or not len(self._scores):
             return None
         return to_genome(self._problem.coordinates, self._genomes[int(np.argmax(self._scores))])
 
     def _breed(self, parents: np.ndarray, weights: np.ndarray, number: int, slot: int) -> np.ndarray:
+        """The point of a mutated child of two parents, drawn by their weights; or of the only parent there is."""
         random = generator(self._problem.seed, number, slot)
         coordinates = self._problem.coordinates
         child: np.ndarray = parents[0]
@@ -122,33 +114,39 @@ class MapElitesSampler:
         return mutate(coordinates, child, self._options.step, random)
 
     def _sort(self) -> None:
-        """Keeps the best of each cell of each archive, and no other genome."""
+        """Keeps the best genome of each cell of each archive, and no other."""
         cells = _cells(_features(self._genomes, self._scores), self._told, self._bins)
-        found = [_elites(self._scores[:, task], _others(cells, task)) for task in range(self._problem.objectives)]
-        kept = np.unique(np.concatenate(found))
+        tasks = range(self._problem.objectives)
+        archives = [_elites(self._scores[:, task], _others(cells, task)) for task in tasks]
+        kept = np.unique(np.concatenate(archives))
         self._genomes, self._scores = self._genomes[kept], self._scores[kept]
-        self._archives = [np.searchsorted(kept, elites) for elites in found]
+        self._archives = [np.searchsorted(kept, elites) for elites in archives]
 
 
 def _features(genomes: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """(candidates, objectives): what places a candidate in the grids."""
+    """What places candidates in the grids, (candidates, objectives): scores, or a lone objective's genome mean."""
     return scores if scores.shape[1] > 1 else np.asarray(genomes.mean(axis=1, keepdims=True))
 
 
 def _cells(features: np.ndarray, told: np.ndarray, bins: int) -> np.ndarray:
-    """(candidates, objectives): the part of each axis, between quantiles of `told`, that a feature lies in."""
+    """The part of each axis that each feature lies in, between quantiles of `told`: (candidates, objectives)."""
     edges = np.quantile(told, np.arange(1, bins) / bins, axis=0)
     columns = zip(edges.T, features.T, strict=True)
     return np.stack([np.searchsorted(edge, column, side="right") for edge, column in columns], axis=1)
 
 
 def _others(cells: np.ndarray, task: int) -> np.ndarray:
-    """The axes of a task's grid: those of all tasks but itself, unless it is alone."""
+    """The cells along the axes of a task's grid: those of all other tasks, or a lone task's own."""
     return cells if cells.shape[1] == 1 else np.asarray(np.delete(cells, task, axis=1))
 
 
 def _elites(quality: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """The index of the best of each cell that is taken; of equals, the first told."""
+    """The index of the best candidate of each cell that has any; of equally good ones, the first told.
+
+    Args:
+        quality: each candidate's score on the archive's task, (candidates,).
+        cells: (candidates, axes).
+    """
     order = np.lexsort((-quality, *cells.T))  # stable: cell by cell, the best first
     new = np.ones(len(order), dtype=bool)
     new[1:] = (np.diff(cells[order], axis=0) != 0).any(axis=1)
@@ -156,12 +154,12 @@ def _elites(quality: np.ndarray, cells: np.ndarray) -> np.ndarray:
 
 
 def _frequencies(scores: np.ndarray) -> np.ndarray:
-    """γ: how often each elite is to be a parent."""
+    """γ, to which the probability of being a parent is proportional: (elites,). scores: (elites, objectives)."""
     low, high = scores.min(axis=0), scores.max(axis=0)
     parts = (scores - low) / np.where(high > low, high - low, 1.0)
     return np.asarray(np.prod(_LOW + (_HIGH - _LOW) * parts, axis=1))
 
 
 def make(problem: Problem, options: Options) -> MapElitesSampler:
-    """A MAP-Elites over the coordinates."""
+    """A MAP-Elites over the problem's coordinates."""
     return MapElitesSampler(problem, options)

@@ -7,43 +7,21 @@ parents, or anew. The first generation is the known points.
 
 from __future__ import annotations
 
-from optuna.samplers import BaseSampler, NSGAIISampler
-from pydantic import Field
-
-from evomerge.files.schema import Strict
-from evomerge.searching.samplers import Problem
-from evomerge.searching.samplers._optuna import OptunaSampler
+from evomerge.searching.samplers import Problem, Sampler
+from evomerge.searching.samplers._nsga import GeneticOptions, genetic_search
 
 FRESH_DOCUMENTS = False
-
-
 SEVERAL_OBJECTIVES = True
-
-
 WANTS_DOCUMENT_SCORES = False
+LEARNS = True
 
 
-class Options(Strict):
-    """population: parents kept, and candidates proposed at once; crossover: how likely a child has two parents;
-    swapping: how likely a coordinate is the second parent's; mutation: how likely a coordinate is drawn anew, one
-    of them on average by default."""
-
-    population: int = Field(default=32, ge=2)
-    crossover: float = Field(default=0.9, ge=0.0, le=1.0)
-    swapping: float = Field(default=0.5, ge=0.0, le=1.0)
-    mutation: float | None = Field(default=None, ge=0.0, le=1.0)
+class Options(GeneticOptions):
+    """What NSGA-II may be told: what `GeneticOptions` has."""
 
 
-def make(problem: Problem, options: Options) -> OptunaSampler:
-    """An NSGA-II search over the coordinates."""
+def make(problem: Problem, options: Options) -> Sampler:
+    """An NSGA-II search over the problem's coordinates."""
+    from optuna.samplers import NSGAIISampler
 
-    def algorithm(seed: int) -> BaseSampler:
-        return NSGAIISampler(
-            population_size=options.population,
-            crossover_prob=options.crossover,
-            swapping_prob=options.swapping,
-            mutation_prob=options.mutation,
-            seed=seed,
-        )
-
-    return OptunaSampler(problem, options.population, algorithm)
+    return genetic_search(problem, options, NSGAIISampler)

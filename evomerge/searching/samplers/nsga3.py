@@ -7,45 +7,29 @@ reference points spread evenly over the objectives. The first generation is the 
 
 from __future__ import annotations
 
-from optuna.samplers import BaseSampler, NSGAIIISampler
 from pydantic import Field
 
-from evomerge.files.schema import Strict
-from evomerge.searching.samplers import Problem
-from evomerge.searching.samplers._optuna import OptunaSampler
+from evomerge.searching.samplers import Problem, Sampler
+from evomerge.searching.samplers._nsga import GeneticOptions, genetic_search
 
 FRESH_DOCUMENTS = False
-
-
 SEVERAL_OBJECTIVES = True
-
-
 WANTS_DOCUMENT_SCORES = False
+LEARNS = True
 
 
-class Options(Strict):
-    """population: parents kept, and candidates proposed at once; crossover: how likely a child has two parents;
-    swapping: how likely a coordinate is the second parent's; mutation: how likely a coordinate is drawn anew, one
-    of them on average by default; divisions: of each objective between reference points."""
+class Options(GeneticOptions):
+    """What NSGA-III may be told, beside what `GeneticOptions` has.
 
-    population: int = Field(default=32, ge=2)
-    crossover: float = Field(default=0.9, ge=0.0, le=1.0)
-    swapping: float = Field(default=0.5, ge=0.0, le=1.0)
-    mutation: float | None = Field(default=None, ge=0.0, le=1.0)
+    Attributes:
+        divisions: parts of each objective between the reference points.
+    """
+
     divisions: int = Field(default=3, ge=1)
 
 
-def make(problem: Problem, options: Options) -> OptunaSampler:
-    """An NSGA-III search over the coordinates."""
+def make(problem: Problem, options: Options) -> Sampler:
+    """An NSGA-III search over the problem's coordinates."""
+    from optuna.samplers import NSGAIIISampler
 
-    def algorithm(seed: int) -> BaseSampler:
-        return NSGAIIISampler(
-            population_size=options.population,
-            crossover_prob=options.crossover,
-            swapping_prob=options.swapping,
-            mutation_prob=options.mutation,
-            dividing_parameter=options.divisions,
-            seed=seed,
-        )
-
-    return OptunaSampler(problem, options.population, algorithm)
+    return genetic_search(problem, options, NSGAIIISampler, dividing_parameter=options.divisions)

@@ -12,43 +12,45 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
-from scipy.stats import qmc
 
-from evomerge.files.schema import Strict
 from evomerge.searching.samplers import Generation, Problem, Result, generator
+from evomerge.searching.samplers._options import ProposalOptions
+from evomerge.searching.samplers._units import to_genome
 from evomerge.searching.spaces.genes import Genome
 
 FRESH_DOCUMENTS = False
-
-
 SEVERAL_OBJECTIVES = True
-
-
 WANTS_DOCUMENT_SCORES = False
+LEARNS = False
 
 
-class Options(Strict):
-    """population: candidates proposed at once, for Sobol best a power of two; sequence: sobol or halton."""
+class Options(ProposalOptions):
+    """What a quasi-random search may be told, beside what `ProposalOptions` has.
 
-    population: int = Field(default=16, ge=1)
+    With Sobol's sequence a `population` that is a power of two is best.
+
+    Attributes:
+        sequence: `sobol` or `halton`.
+    """
+
     sequence: Literal["sobol", "halton"] = "sobol"
 
 
 class QmcSampler:
-    """A candidate is the sequence's point of its place in the study; the seed scrambles the sequence."""
+    """Proposes the points of a sequence, by their place in the study; the seed scrambles the sequence."""
 
     def __init__(self, problem: Problem, options: Options) -> None:
         self._problem = problem
         self._population = options.population
-        self._sequence = {"sobol": qmc.Sobol, "halton": qmc.Halton}[options.sequence]
+        self._sequence = options.sequence
         self._best: tuple[float, Genome] | None = None
         self._asked: dict[int, Generation] = {}
 
     def ask(self, number: int) -> Generation:
         """The known points; then the sequence's next `population` points."""
-        units = self._units(number) if number else None
-        genomes = self._problem.starts if units is None else [self._genome(unit) for unit in units]
+        genomes: Sequence[Genome] = self._problem.starts
+        if number:
+            genomes = [to_genome(self._problem.coordinates, unit) for unit in self._units(number)]
         self._asked[number] = Generation(genomes)
         return self._asked[number]
 
@@ -59,13 +61,16 @@ class QmcSampler:
                 self._best = (result.value, dict(genome))
 
     def recommend(self) -> Genome | None:
-        """The best point told; none of several objectives."""
+        """The best point told; None if there are several objectives."""
         return self._best[1] if self._best and self._problem.objectives == 1 else None
 
     def _units(self, number: int) -> np.ndarray:
         """The points of a generation, (population, coordinates), each in [0, 1)."""
+        from scipy.stats import qmc
+
         seed = int(generator(self._problem.seed).integers(2**31))
-        sequence = self._sequence(len(self._problem.coordinates), rng=seed)
+        kind = {"sobol": qmc.Sobol, "halton": qmc.Halton}[self._sequence]
+        sequence = kind(len(self._problem.coordinates), rng=seed)
         if number > 1:
             sequence.fast_forward((number - 1) * self._population)
         with warnings.catch_warnings():
@@ -73,10 +78,7 @@ class QmcSampler:
             units: np.ndarray = sequence.random(self._population)
         return units
 
-    def _genome(self, unit: np.ndarray) -> Genome:
-        return {c.name: c.from_unit(float(u)) for c, u in zip(self._problem.coordinates, unit, strict=True)}
-
 
 def make(problem: Problem, options: Options) -> QmcSampler:
-    """A quasi-random search over the coordinates."""
+    """A quasi-random search over the problem's coordinates."""
     return QmcSampler(problem, options)

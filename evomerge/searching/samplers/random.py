@@ -8,30 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
-
-from evomerge.files.schema import Strict
 from evomerge.searching.samplers import Generation, Problem, Result, generator
+from evomerge.searching.samplers._options import ProposalOptions
 from evomerge.searching.samplers._units import to_genome
 from evomerge.searching.spaces.genes import Genome
 
 FRESH_DOCUMENTS = False
-
-
 SEVERAL_OBJECTIVES = True
-
-
 WANTS_DOCUMENT_SCORES = False
+LEARNS = False
 
 
-class Options(Strict):
-    """population: candidates proposed at once."""
-
-    population: int = Field(default=16, ge=1)
+class Options(ProposalOptions):
+    """What a random search may be told: what `ProposalOptions` has."""
 
 
 class RandomSampler:
-    """A candidate's point is drawn from (seed, generation, slot) alone."""
+    """Draws a candidate's point from (seed, generation, slot) alone."""
 
     def __init__(self, problem: Problem, options: Options) -> None:
         self._problem = problem
@@ -44,17 +37,18 @@ class RandomSampler:
         return Generation([self._draw(number, slot) for slot in range(self._population)])
 
     def tell(self, number: int, results: Sequence[Result]) -> None:
-        """Random search learns nothing."""
+        """Does nothing: random search does not learn."""
 
     def recommend(self) -> Genome | None:
-        """It has no opinion."""
+        """None: random search has no opinion."""
 
     def _draw(self, number: int, slot: int) -> Genome:
+        """A point uniform in the unit cube, as a genome."""
         coordinates = self._problem.coordinates
         units = generator(self._problem.seed, number, slot).random(len(coordinates))
         return to_genome(coordinates, units)
 
 
 def make(problem: Problem, options: Options) -> RandomSampler:
-    """A random search over the coordinates."""
+    """A random search over the problem's coordinates."""
     return RandomSampler(problem, options)

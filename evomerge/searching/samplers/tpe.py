@@ -9,38 +9,37 @@ points.
 
 from __future__ import annotations
 
-from optuna.samplers import BaseSampler, TPESampler
 from pydantic import Field
 
-from evomerge.files.schema import Strict
-from evomerge.searching.samplers import Problem
-from evomerge.searching.samplers._optuna import OptunaSampler
+from evomerge.searching.samplers import Problem, Sampler
+from evomerge.searching.samplers._options import ModelOptions
 
 FRESH_DOCUMENTS = False
-
-
 SEVERAL_OBJECTIVES = True
-
-
 WANTS_DOCUMENT_SCORES = False
+LEARNS = True
 
 
-class Options(Strict):
-    """population: candidates proposed at once; startup: random candidates before the model takes over;
-    multivariate: model the coordinates jointly, which is also several times faster; memory: told candidates that
-    the densities are estimated from, half of them the best and half the newest, as the time a proposal takes
-    grows with them."""
+class Options(ModelOptions):
+    """What TPE may be told, beside what `ModelOptions` has.
 
-    population: int = Field(default=4, ge=1)
-    startup: int = Field(default=12, ge=1)
+    Attributes:
+        multivariate: whether to model the coordinates jointly, which is also several times faster.
+        memory: told candidates that the densities are estimated from, half of them the best and half the newest.
+            The time that a proposal takes grows with them.
+    """
+
     multivariate: bool = True
     memory: int = Field(default=500, ge=50)
 
 
-def make(problem: Problem, options: Options) -> OptunaSampler:
-    """A TPE search over the coordinates."""
+def make(problem: Problem, options: Options) -> Sampler:
+    """A TPE search over the problem's coordinates."""
+    from optuna.samplers import TPESampler
 
-    def algorithm(seed: int) -> BaseSampler:
+    from evomerge.searching.samplers._optuna import OptunaSampler
+
+    def algorithm(seed: int) -> TPESampler:
         return TPESampler(n_startup_trials=options.startup, multivariate=options.multivariate, seed=seed)
 
     joint, memory = options.multivariate, max(options.memory, options.startup)

@@ -1,4 +1,4 @@
-"""An experiment's operators: which act on every candidate, which on elites, and what of their options is searched.
+"""An experiment's operators: which act on every candidate, which on elites, and which options are searched.
 
 ```yaml
 operators:
@@ -6,8 +6,8 @@ operators:
   - distillation: {when: {phase: elites, top: 0.25, min: 3}, data: {maths: maths.jsonl}, teachers: {maths: maths}}
 ```
 
-An option that is a mapping with `low` and `high` is a gene, one with `choose` a choice; it is a coordinate of the
-genome, named like `context_extension.beta_fast`.
+An option that is a mapping with `low` and `high` is a gene, and one with `choose` is a choice. Each is a coordinate
+of the genome, named like `context_extension.beta_fast`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -29,8 +28,21 @@ from evomerge.recipes.recipe import Corpus, OperatorStep
 from evomerge.searching.spaces.genes import Coordinate, Gene
 
 
+class OptionsOfOperator(Protocol):
+    """What the search has to know of an operator's module; the whole contract stands in `operators`."""
+
+    TRAINING: bool
+
+    @property
+    def Options(self) -> type[Strict]:  # noqa: N802
+        """The model of the operator's options."""
+
+    def corpora(self, options: Any) -> Mapping[str, Corpus]:
+        """The files that it trains on."""
+
+
 class Choice(Strict):
-    """An option that is one of several texts. The search starts with the first."""
+    """An option that takes one of several texts. The search starts with the first."""
 
     choose: tuple[str, ...] = Field(min_length=2)
 
@@ -39,8 +51,8 @@ class When(Strict):
     """Which candidates a training operator acts on, after the search.
 
     Attributes:
-        top: the share of the candidates whose scores compare, see `records.elites`.
-        min: at least so many of them.
+        top: the best candidates, as a share of those whose scores compare (`studies.second_phase`).
+        min: the number of candidates that it acts on at least.
     """
 
     phase: Literal["elites"] = "elites"
@@ -52,7 +64,8 @@ class Operator(Strict):
     """An operator of an experiment, with its options; those that are searched are genes.
 
     Attributes:
-        when: on which candidates; None for every one. What trains acts on elites.
+        when: the elites that a training operator acts on; None takes the defaults of `When`. A pure operator acts
+            on every candidate and has None.
     """
 
     name: str
@@ -62,7 +75,7 @@ class Operator(Strict):
     @model_validator(mode="before")
     @classmethod
     def _parse(cls, data: Any) -> Any:
-        """From `NAME`, from `NAME: {options, and when}`, or as it is dumped."""
+        """Reads `NAME`, `NAME: {options, and when}`, or the mapping that `model_dump` gives."""
         if isinstance(data, str):
             return {"name": data}
         if not isinstance(data, Mapping) or "name" in data or len(data) != 1:
@@ -76,6 +89,7 @@ class Operator(Strict):
 
     @model_validator(mode="after")
     def _sound(self) -> Operator:
+        """Checks the name, `when`, and the options with every gene at its start and at its ends."""
         known = plugins.names("operators")
         if self.name not in known:
             raise ValueError(f"unknown operator {self.name!r}.{suggest(self.name, known)}")
@@ -85,7 +99,7 @@ class Operator(Strict):
         if self.training and genes:
             raise ValueError("\n".join(f"{self.name}.{path}: what trains is not searched" for path, _ in genes))
         faults = []
-        for values in self._ends():
+        for values in self._probes():
             try:
                 self._validated(values)
             except ValidationError as error:
@@ -95,46 +109,49 @@ class Operator(Strict):
         return self
 
     @property
-    def module(self) -> ModuleType:
-        """The operator's."""
-        return plugins.load("operators", self.name)
+    def module(self) -> OptionsOfOperator:
+        """The operator's module."""
+        return cast(OptionsOfOperator, plugins.load("operators", self.name))
 
     @property
     def training(self) -> bool:
-        """Whether it acts on elites only."""
-        return bool(self.module.TRAINING)
+        """Whether it is a training operator, which acts on elites only."""
+        return self.module.TRAINING
 
     @property
     def elites(self) -> When:
-        """On which candidates it acts, if it trains."""
+        """The candidates that it acts on if it is a training operator."""
         return self.when or When()
 
     def coordinates(self) -> list[Coordinate]:
-        """Of its searched options, in the order of the file."""
-        found = []
-        for path, gene in _genes(self.options):
-            first, name = self._first(path, gene), f"{self.name}.{path}"
-            if isinstance(gene, Choice):
-                found.append(Coordinate(name, 0.0, 1.0, first, False, gene.choose))
-                continue
-            point = Coordinate(name, gene.low, gene.high, first, gene.scale == "log", step=gene.step)
-            found.append(replace(point, init=point.nearest(float(first))))
-        return found
+        """The coordinates of its searched options, in the order of the file."""
+        return [self._coordinate(path, gene) for path, gene in _genes(self.options)]
+
+    def _coordinate(self, path: str, gene: Gene | Choice) -> Coordinate:
+        start, name = self._start(path, gene), f"{self.name}.{path}"
+        if isinstance(gene, Choice):
+            return Coordinate(name, 0.0, 1.0, start, False, gene.choose)
+        point = Coordinate(name, gene.low, gene.high, start, gene.scale == "log", step=gene.step)
+        return replace(point, init=point.nearest(float(start)))
 
     def step(self, genome: Mapping[str, float | str] | None = None) -> OperatorStep:
-        """What a recipe says of it: every option, the searched ones as a genome has them, or else at first."""
+        """The operator as a recipe holds it, with every option; searched ones come from the genome.
+
+        Without a genome, the searched options are where the search starts.
+        """
         own = {} if genome is None else {path: genome[f"{self.name}.{path}"] for path, _ in _genes(self.options)}
         return self._step(own)
 
     def corpora(self) -> dict[str, Corpus]:
-        """The files that it trains on."""
-        return dict(self.module.corpora(self._validated({}))) if self.training else {}
+        """The files that it trains on, by the names that its options give them."""
+        return dict(self.module.corpora(self._validated({})))
 
     def extremes(self) -> list[OperatorStep]:
-        """Its steps at first, and with each gene at either end in turn: what a check has to look at."""
-        return [self._step(values) for values in self._ends()]
+        """The steps that a check has to look at: all genes at the start, then each at either end in turn."""
+        return [self._step(values) for values in self._probes()]
 
-    def _ends(self) -> Iterator[dict[str, Any]]:
+    def _probes(self) -> Iterator[dict[str, Any]]:
+        """Values of genes by path: none, which stands for the start, then each gene's ends one at a time."""
         yield {}
         for path, gene in _genes(self.options):
             for end in gene.choose if isinstance(gene, Choice) else (gene.low, gene.high):
@@ -144,14 +161,16 @@ class Operator(Strict):
         return OperatorStep(name=self.name, options=self._validated(values).model_dump(mode="json"))
 
     def _validated(self, values: Mapping[str, Any]) -> Any:
-        """The options, some genes at given values, the others at their first."""
+        """The options, with the genes of `values` at those values and the others where the search starts."""
         return self.module.Options.model_validate(
-            _filled(self.options, lambda path, gene: values.get(path, self._first(path, gene)))
+            _filled(self.options, lambda path, gene: values.get(path, self._start(path, gene)))
         )
 
-    def _first(self, path: str, gene: Gene | Choice) -> float | str:
-        """Where the search starts: at `init`, else at the operator's default if it lies in the bounds, else amid
-        them."""
+    def _start(self, path: str, gene: Gene | Choice) -> float | str:
+        """Where the search starts in one gene.
+
+        That is its `init`, else the operator's default if it lies within the bounds, else the middle of the bounds.
+        """
         if isinstance(gene, Choice):
             return gene.choose[0]
         if gene.init is not None:
@@ -164,25 +183,31 @@ class Operator(Strict):
 
 
 def located(operator: Operator, folder: Path) -> tuple[Operator, list[str]]:
-    """The operator with the files that it trains on made absolute, and hashed; and what is wrong with them.
+    """The operator with absolute paths and hashes of the files that it trains on, and the faults of these files.
 
-    A file whose sha256 is known already is not read: what was trained can be built without it.
+    A file whose sha256 is known already is not read: a trained candidate can be built without it.
+
+    Args:
+        folder: the folder that paths are relative to.
     """
     if not operator.training:
         return operator, []
     given = operator.module.Options.model_validate(operator.options)
     faults: list[str] = []
-    found = {}
+    changed = {}
     for name in given.model_fields_set:
         value = getattr(given, name)
-        here = _located(value, folder, f"operators.{operator.name}.{name}", faults)
-        if here is not value:
-            found[name] = here
-    return operator.model_copy(update={"options": {**operator.options, **found}}), faults
+        absolute = _located(value, folder, f"operators.{operator.name}.{name}", faults)
+        if absolute is not value:
+            changed[name] = absolute
+    return operator.model_copy(update={"options": {**operator.options, **changed}}), faults
 
 
 def _located(value: Any, folder: Path, where: str, faults: list[str]) -> Any:
-    """A value with each `Corpus` in it located, as a file has it; the same if there is none."""
+    """A value with each `Corpus` in it as a mapping of absolute path and sha256; the value itself if it has none.
+
+    Faults are added to `faults`.
+    """
     if isinstance(value, Mapping):
         inner = {key: _located(one, folder, f"{where}.{key}", faults) for key, one in value.items()}
         return inner if any(inner[key] is not value[key] for key in inner) else value
@@ -201,7 +226,7 @@ def _located(value: Any, folder: Path, where: str, faults: list[str]) -> Any:
 
 
 def _genes(options: Any, path: str = "") -> Iterator[tuple[str, Gene | Choice]]:
-    """The genes among options, with their dotted paths."""
+    """The dotted path of each gene among the options, and the gene."""
     if isinstance(options, Mapping):
         gene = _gene(options, path)
         if gene is not None:
@@ -215,6 +240,11 @@ def _genes(options: Any, path: str = "") -> Iterator[tuple[str, Gene | Choice]]:
 
 
 def _gene(value: Mapping[str, Any], path: str) -> Gene | Choice | None:
+    """The gene that a mapping among the options is; None if it is an ordinary mapping.
+
+    Raises:
+        ValueError: it looks like a gene but is none; one line a fault.
+    """
     if not {"choose", "low", "high"} & set(value):
         return None
     try:
@@ -227,7 +257,7 @@ def _gene(value: Mapping[str, Any], path: str) -> Gene | Choice | None:
 
 
 def _filled(options: Any, value: Callable[[str, Gene | Choice], Any], path: str = "") -> Any:
-    """Options with a value in the place of each gene."""
+    """The options with `value(path, gene)` in the place of each gene."""
     if isinstance(options, Mapping):
         gene = _gene(options, path)
         if gene is not None:

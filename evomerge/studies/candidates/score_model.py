@@ -13,7 +13,9 @@ from evomerge.models.family import Inputs
 from evomerge.models.loading import load_model, load_tokenizer
 from evomerge.models.source import DTYPES, Source, parse_source
 from evomerge.scoring.fitness import Entry, Fitness
-from evomerge.scoring.objective import measure, open_scorer
+from evomerge.scoring.measured import entry_sizes, measure
+from evomerge.scoring.opening import open_scorer
+from evomerge.studies.candidates.score import objective_of
 
 
 def score_model(
@@ -40,10 +42,11 @@ def score_model(
     assert scorer is not None
     report = scorer.score()
     measured = measure(entries, report, scorer.expanded)
+    objective = objective_of(entries, entry_sizes(scorer.expanded, scorer.documents))
     return {
         "model": model,
         "dtype": dtype,
-        "fitness": measured.value,
+        "fitness": objective.of_means(measured.climbed),
         "mean": measured.mean,
         "tasks": measured.tasks,
         "climbed": measured.climbed,

@@ -3,98 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evomerge import plugins
+from evomerge import operators
 from evomerge.errors import CandidateError, first_line
-from evomerge.merging import merger
 from evomerge.merging.gradients import Tables
 from evomerge.merging.merger import Merger
-from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.family import Inputs
 from evomerge.models.loading import load_model, quiet
-from evomerge.models.source import Dtype, Source, Vocabulary
-from evomerge.models.survey import Progress
 from evomerge.operators import Context, Watch, unwatched
-from evomerge.recipes.recipe import Compile, OperatorStep, Recipe, parent_recipe
-from evomerge.scoring import Report
+from evomerge.recipes.recipe import OperatorStep, Recipe, parent_recipe
 from evomerge.scoring.answers import Answers
-from evomerge.scoring.fitness import Entry, Fitness
-from evomerge.scoring.objective import (
+from evomerge.scoring.measured import (
     Measured,
     climbed_report,
     document_scores,
+    entry_sizes,
     gradient_terms,
+    ids_by_task,
     measure,
-    measured_from_documents,
-    open_scorer,
 )
+from evomerge.scoring.opening import open_scorer
+from evomerge.scoring.scorer import Scorer
+from evomerge.searching.objective import Objective
 from evomerge.studies.candidates.operating import delta_file, recipe_until, trains
+from evomerge.studies.candidates.score import Score, objective_of
+from evomerge.studies.candidates.setup import Setup
 
 _DELTAS = "deltas"  # the folder of what training operators leave, in the cache
-
-
-@dataclass(frozen=True)
-class Setup:
-    """All that a workbench is made from. Picklable: it travels to the workers.
-
-    Attributes:
-        base, experts: with their sha256 known.
-        cache: folder of the methods' tables and of the tensors that had to be made, see `inputs`.
-        fitness, entries: the tasks to score: some of the fitness's entries. Without any, candidates can be built
-            but not scored.
-        hash_weights: whether each score carries the sha256 of the merged weights.
-        vocabulary: what to do where the experts' vocabularies differ.
-        answers: folder of what candidates have answered, see `scoring.answers`; None keeps nothing.
-        deltas: folder of what training operators leave; None is one in the cache.
-        left: name of a file in it -> the sha256 of the tensors that it had when its candidate was scored.
-        max_length: tokens of the longest prompt with its answer, where operators extend the model's context; None
-            takes what the base's configuration says.
-    """
-
-    base: Source
-    experts: Mapping[str, Source]
-    dtype: Dtype
-    cache: str
-    device: str = "cpu"
-    threads: int = 1
-    compiled: Compile = "auto"
-    fitness: Fitness | None = None
-    entries: tuple[Entry, ...] = ()
-    hash_weights: bool = True
-    vocabulary: Vocabulary | None = None
-    answers: str | None = None
-    deltas: str | None = None
-    left: Mapping[str, str] = field(default_factory=dict)
-    max_length: int | None = None
-
-
-@dataclass(frozen=True)
-class Score:
-    """What is known of an evaluated candidate.
-
-    Attributes:
-        measured: the scores that the report comes to.
-        report: per-document results of each task.
-        groups: fitness entry -> the tasks of the report that it stands for.
-        seconds: spent in merge, operators and scoring.
-        weights_sha256: of the merged weights, see `tensors.sha256`; None if it was not asked for.
-        left: training operator -> its record of what it did and took.
-    """
-
-    measured: Measured
-    report: Report
-    groups: dict[str, tuple[str, ...]]
-    seconds: dict[str, float]
-    weights_sha256: str | None = None
-    left: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,32 +45,15 @@ class Built:
     """A candidate as a live model.
 
     Attributes:
-        recipe: its recipe, with what training left by content.
-        files: where that lies, by its sha256.
-        left: training operator -> its record of what it did and took.
+        recipe: its recipe, in which each training operator names the tensors that it left by their sha256.
+        files: sha256 of such tensors -> the file that has them.
+        training_records: training operator -> its record of what it did and took.
     """
 
     model: Any
     recipe: Recipe
     files: Mapping[str, Path]
-    left: Mapping[str, Any]
-
-
-def open_inputs(
-    setup: Setup, progress: Progress = lambda text: None, *, whole: bool = False
-) -> tuple[Checkpoint, dict[str, Checkpoint]]:
-    """The base and the experts of a setup, see `Inputs.open`.
-
-    Raises:
-        CheckpointError: one is missing, damaged, or does not fit.
-    """
-    return Inputs(setup.base, setup.experts, setup.vocabulary).open(Path(setup.cache), progress, whole=whole)
-
-
-def prepare(setup: Setup, recipes: Sequence[Recipe], names: Sequence[str], progress: Progress) -> None:
-    """Makes the inputs' tensors and computes the tables that recipes look up, once for all workers."""
-    base, experts = open_inputs(setup, progress, whole=True)
-    merger.prepare(base, experts, names, recipes, Path(setup.cache), progress)
+    training_records: Mapping[str, Any]
 
 
 class Workbench:
@@ -160,52 +86,29 @@ class Workbench:
     @property
     def documents(self) -> dict[str, int]:
         """Entry of the fitness -> the number of its documents, those of a group's tasks behind each other."""
-        if self.scorer is None:
-            return {}
-        counts = self.scorer.documents
-        return {entry: sum(counts[name] for name in names) for entry, names in self.scorer.expanded.items()}
-
-    def by_task(self, documents: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-        """Task -> ids in it, from entry -> ids in that: a group's tasks lie behind each other."""
-        assert self.scorer is not None
-        found: dict[str, list[int]] = {}
-        for entry, ids in documents.items():
-            start = 0
-            for name in self.scorer.expanded[entry]:
-                end = start + self.scorer.documents[name]
-                if own := [id_ - start for id_ in ids if start <= id_ < end]:
-                    found[name] = own
-                start = end
-        return found
+        return {} if self.scorer is None else entry_sizes(self.scorer.expanded, self.scorer.documents)
 
     def evaluate(self, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None = None) -> Score:
         """Builds the candidate in the live model and scores it: forwards what it has not answered before.
 
         Args:
-            documents: task -> ids of the documents to score; all by default.
+            documents: entry of the fitness -> ids of the documents to score; all by default.
 
         Raises:
             CandidateError: it could not be built or scored.
         """
-        if self.scorer is None:
-            raise CandidateError("there is no task to score it on")
-        seconds = {}
-        try:
-            with ExitStack() as undo:
-                start = time.perf_counter()
+        scorer, seconds = self._scorer(), dict[str, float]()
+        with self._in_memory(), ExitStack() as undo:
+            with _timed(seconds, "merge"):
                 self.merger.apply(recipe)
-                seconds["merge"] = time.perf_counter() - start
-                start = time.perf_counter()
-                left = self._operate(recipe, undo)
-                seconds["operators"] = time.perf_counter() - start
-                start = time.perf_counter()
-                report = self.scorer.score(documents, self._answers(recipe))
-                measured = measure(self.setup.entries, report, self.scorer.expanded)
-                seconds["scoring"] = time.perf_counter() - start
-                digest = self.merger.sha256() if self.setup.hash_weights else None
-        except torch.OutOfMemoryError as error:
-            raise CandidateError(f"out of memory on {self.setup.device}: {first_line(error)}") from error
-        return Score(measured, report, self.scorer.expanded, seconds, digest, left)
+            with _timed(seconds, "operators"):
+                records = self._operate(recipe, undo)
+            with _timed(seconds, "scoring"):
+                report = scorer.score(self._by_task(documents), self._answers(recipe))
+                measured = measure(self.setup.entries, report, scorer.expanded)
+            digest = self._digest()
+        value = self.objective.of_means(measured.climbed)
+        return Score(value, measured, report, scorer.expanded, seconds, digest, records)
 
     def gradient(
         self, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None = None
@@ -213,48 +116,68 @@ class Workbench:
         """Builds the candidate, and finds the slope of its value in all its coefficients by one backward pass.
 
         Args:
-            documents: task -> ids of the documents to climb; all by default. Tasks left out take no part.
+            documents: entry of the fitness -> ids of the documents to climb; all by default. Entries left out take
+                no part.
 
         Returns: the score of what was climbed alone: smooth stand-ins for metrics that have no slope, see
-            `scoring.ascent`, in the place of reported metrics as well; and `Gradient.tables`.
+            `scoring.backward`, in the place of reported metrics as well; and `Gradient.tables`.
 
         Raises:
             CandidateError: it could not be built or scored, has operators, or a method without derivatives.
             ConfigError: a climbed metric has no slope and no stand-in.
         """
-        if self.scorer is None:
-            raise CandidateError("there is no task to score it on")
+        scorer, seconds, entries = self._scorer(), dict[str, float](), self.setup.entries
         if recipe.operators:
             names = ", ".join(step.name for step in recipe.operators)
             raise CandidateError(f"the gradient does not pass through operators, but the recipe has {names}")
-        chosen = (
-            {name: range(count) for name, count in self.scorer.documents.items()}
-            if documents is None
-            else documents
+        chosen = self._by_task(documents) or {name: [*range(count)] for name, count in scorer.documents.items()}
+        with self._in_memory():
+            with _timed(seconds, "merge"):
+                self.merger.apply(recipe)
+            with _timed(seconds, "scoring"):
+                with self.merger.gradient(recipe) as gradient:
+                    terms = gradient_terms(entries, scorer.expanded, chosen, self.objective.shares_among)
+                    climbed = scorer.backward(chosen, terms, gradient.attempt)
+                tables = gradient.tables()
+            digest = self._digest()
+        report = climbed_report(climbed, chosen)
+        scores = document_scores(entries, report, scorer.expanded)
+        means = {name: float(values.mean()) for name, values in scores.items()}
+        score = Score(
+            self.objective.of_means(means), Measured(means, means), report, scorer.expanded, seconds, digest
         )
-        seconds = {}
+        return score, tables
+
+    @property
+    def objective(self) -> Objective:
+        """The objective of the entries, bound to the documents that the built tasks have."""
+        return objective_of(self.setup.entries, self.documents)
+
+    def _scorer(self) -> Scorer:
+        if self.scorer is None:
+            raise CandidateError("there is no task to score it on")
+        return self.scorer
+
+    def _by_task(self, documents: Mapping[str, Sequence[int]] | None) -> dict[str, list[int]] | None:
+        if documents is None:
+            return None
+        scorer = self._scorer()
+        return ids_by_task(scorer.expanded, scorer.documents, documents)
+
+    def _digest(self) -> str | None:
+        return self.merger.sha256() if self.setup.hash_weights else None
+
+    @contextmanager
+    def _in_memory(self) -> Iterator[None]:
+        """Makes a model or batch that does not fit in memory a failure of the candidate."""
         try:
-            start = time.perf_counter()
-            self.merger.apply(recipe)
-            seconds["merge"] = time.perf_counter() - start
-            start = time.perf_counter()
-            with self.merger.gradient(recipe) as gradient:
-                terms = gradient_terms(self.setup.entries, self.scorer.expanded, chosen)
-                found = self.scorer.backward(chosen, terms, gradient.attempt)
-            tables = gradient.tables()
-            seconds["scoring"] = time.perf_counter() - start
-            digest = self.merger.sha256() if self.setup.hash_weights else None
+            yield
         except torch.OutOfMemoryError as error:
             raise CandidateError(f"out of memory on {self.setup.device}: {first_line(error)}") from error
-        report = climbed_report(found, chosen)
-        measured = measured_from_documents(
-            self.setup.entries, document_scores(self.setup.entries, report, self.scorer.expanded)
-        )
-        return Score(measured, report, self.scorer.expanded, seconds, digest), tables
 
     def build(self, recipe: Recipe, watch: Watch = unwatched) -> Built:
-        """The candidate as a live transformers model, for export. Its operators are not undone: the workbench can
-        build no other one.
+        """The candidate as a live transformers model, for export. Its operators are not undone, so the workbench
+        can build no other candidate afterwards.
 
         watch: is told of training.
 
@@ -262,15 +185,15 @@ class Workbench:
             CandidateError: it cannot be built.
         """
         self.merger.apply(recipe)
-        left = self._operate(recipe, ExitStack(), watch)
+        records = self._operate(recipe, ExitStack(), watch)
         steps = [
-            step.model_copy(update={"delta": left[step.name]["sha256"]}) if step.name in left else step
+            step.model_copy(update={"delta": records[step.name]["sha256"]}) if step.name in records else step
             for step in recipe.operators
         ]
         files = {
             str(step.delta): self._delta(recipe, position) for position, step in enumerate(steps) if trains(step)
         }
-        return Built(self.model, recipe.model_copy(update={"operators": tuple(steps)}), files, left)
+        return Built(self.model, recipe.model_copy(update={"operators": tuple(steps)}), files, records)
 
     def _answers(self, recipe: Recipe) -> Answers | None:
         """What the candidate has answered before. A GPU rounds otherwise than a CPU, so its answers are others."""
@@ -287,10 +210,10 @@ class Workbench:
         Raises:
             CandidateError: one cannot work on this candidate, or the file that it left is missing or another.
         """
-        left = {}
+        records = {}
         models = {**recipe.experts, "base": recipe.base}
         for position, step in enumerate(recipe.operators):
-            operator = plugins.load("operators", step.name)
+            operator = operators.load(step.name)
             context = Context(
                 seed=int(recipe_until(recipe, position).sha256[:12], 16) + position,
                 tokenizer=self.tokenizer,
@@ -307,15 +230,15 @@ class Workbench:
             applied = operator.apply(self.model, operator.Options.model_validate(step.options), context)
             undo.callback(applied.undo)
             if operator.TRAINING:
-                left[step.name] = dict(applied.record)
-                self._check_left(step, context.kept, applied.record["sha256"])
-        return left
+                records[step.name] = dict(applied.record)
+                self._check_trained(step, context.kept, applied.record["sha256"])
+        return records
 
-    def _check_left(self, step: OperatorStep, kept: Path, found: str) -> None:
-        """Checks that what training left is what it left when the candidate was scored."""
-        if step.delta not in (None, found):
+    def _check_trained(self, step: OperatorStep, kept: Path, sha256: str) -> None:
+        """Checks that the tensors which training left are those that it left when the candidate was scored."""
+        if step.delta not in (None, sha256):
             raise CandidateError(f"{kept} is not what training left; copy it again")
-        if self.setup.left.get(kept.name, found) != found:
+        if self.setup.trained.get(kept.name, sha256) != sha256:
             kept.unlink()
             raise CandidateError(
                 f"{step.name} was trained again, because {kept} was lost, and came to something else than when the "
@@ -333,3 +256,11 @@ class Workbench:
         cache = Path(self.setup.cache)
         Merger(model, *self._opened, cache, self.setup.compiled).apply(parent_recipe(recipe, name))
         return model
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Notes the seconds that a phase takes."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start

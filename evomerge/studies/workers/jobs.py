@@ -9,7 +9,8 @@ from typing import Protocol
 from evomerge.errors import CandidateError, named_first_line
 from evomerge.merging.gradients import Tables
 from evomerge.recipes.recipe import Recipe
-from evomerge.studies.candidates.workbench import Score, Workbench
+from evomerge.studies.candidates.score import Score
+from evomerge.studies.candidates.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: a score, and the slope if it was wanted; or the reason that there is none."""
+    """What became of a job: a score, and the slope if it was wanted; or the reason that there is none.
+
+    Attributes:
+        from_disk: whether the score was kept from an earlier time, and no worker was asked.
+    """
 
     key: int
     score: Score | None = None
     reason: str | None = None
     slope: Tables | None = None
+    from_disk: bool = False
 
 
 class Pool(Protocol):
@@ -59,19 +65,12 @@ class Pool(Protocol):
 
 def evaluate(workbench: Workbench, job: Job) -> Outcome:
     """One candidate's outcome. No fault of a candidate gets past this line."""
-    documents = None if job.documents is None else workbench.by_task(job.documents)
     try:
         if job.gradient:
-            return Outcome(job.key, *_slope(workbench, job.recipe, documents))
-        return Outcome(job.key, workbench.evaluate(job.recipe, documents))
+            score, slope = workbench.gradient(job.recipe, job.documents)
+            return Outcome(job.key, score, slope=slope)
+        return Outcome(job.key, workbench.evaluate(job.recipe, job.documents))
     except CandidateError as error:
         return Outcome(job.key, reason=str(error))
-    except Exception as error:
+    except Exception as error:  # a fault of ours, or of a task's code, is the candidate's: the study goes on
         return Outcome(job.key, reason=named_first_line(error))
-
-
-def _slope(
-    workbench: Workbench, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None
-) -> tuple[Score, None, Tables]:
-    score, tables = workbench.gradient(recipe, documents)
-    return score, None, tables

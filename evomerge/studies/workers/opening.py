@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from evomerge.studies.candidates.workbench import Setup
+from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.workers.inline_pool import InlinePool
 from evomerge.studies.workers.jobs import Pool
 from evomerge.studies.workers.ray_pool import RayPool

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import EvomergeError, WorkerError
-from evomerge.studies.candidates.workbench import Setup, Workbench
+from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.workbench import Workbench
 from evomerge.studies.workers.jobs import Job, Outcome, evaluate
 from evomerge.studies.workers.resources import Workers, plan_workers
 
@@ -59,7 +60,7 @@ class RayPool:
 
         self._ray = ray
         self._config = config
-        _start(ray, config)
+        self._started_ray = _start(ray, config)
         there = ray.cluster_resources()
         resources = plan_workers(config, int(there.get("CPU", 1)), int(there.get("GPU", 0)))
         self.size = resources.count
@@ -71,10 +72,16 @@ class RayPool:
         )
         self.note: str | None = None
         self.documents: dict[str, int] = {}
-        self._idle: deque[Any] = deque(self._open(resources.count))
+        self._actors: list[Any] = []
+        try:
+            self._idle: deque[Any] = deque(self._open(resources.count))
+        except WorkerError:
+            self.close()
+            raise
 
     def _open(self, count: int) -> list[Any]:
         actors = [self._actor.remote() for _ in range(count)]
+        self._actors += actors
         try:
             opened = self._ray.get([actor.open.remote(self._setup) for actor in actors])
         except self._ray.exceptions.RayError as error:
@@ -132,10 +139,15 @@ class RayPool:
 
     def _replace(self, actor: Any) -> None:
         self._ray.kill(actor)
+        self._actors.remove(actor)
         self._idle.extend(self._open(1))
 
     def close(self) -> None:
-        """Ends the workers and Ray."""
+        """Ends the workers, and Ray if this pool started it: a Ray that ran before the pool goes on."""
+        if not self._started_ray:
+            for actor in self._actors:
+                self._ray.kill(actor)
+            return
         self._ray.shutdown()
         while _guards:
             _guards.pop().communicate()
@@ -180,11 +192,17 @@ def _guarded() -> Iterator[None]:
 _guards: list[subprocess.Popen[bytes]] = []
 
 
-def _start(ray: Any, config: Workers) -> None:
+def _start(ray: Any, config: Workers) -> bool:
+    """Starts Ray, or joins the cluster at the configured address, unless this process has done so already.
+
+    Returns:
+        Whether it did, so that its caller is the one to shut it down.
+    """
     if ray.is_initialized():
-        return
+        return False
     with _guarded() if config.address is None else nullcontext():
         _init(ray, config)
+    return True
 
 
 def _init(ray: Any, config: Workers) -> None:

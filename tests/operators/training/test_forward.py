@@ -63,8 +63,8 @@ def test_a_model_is_clean_after_training(model: Any) -> None:
     parameters = list(model.parameters())
     with contextlib.suppress(KeyError), forward.training(model, parameters, 8, checkpointing=True):
         assert all(parameter.requires_grad for parameter in parameters)
-        assert [layer.training for layer in model.model.layers] == [True, True]
-        assert not model.model.layers[0].mlp.training
+        assert ["forward" in vars(layer) for layer in model.model.layers] == [True, True]
+        assert not any(module.training for module in model.modules())
         forward.logits(model, [Row((4, 5, 6), 1)])[0].sum().backward()
         assert parameters[0].grad is not None
         raise KeyError
@@ -81,7 +81,7 @@ def test_a_model_without_attention_trains_too() -> None:
     config = MambaConfig(vocab_size=14, hidden_size=16, state_size=4, num_hidden_layers=1)
     mamba = MambaForCausalLM(config).eval().requires_grad_(False)
     with forward.training(mamba, list(mamba.parameters()), 8, checkpointing=False):
-        forward.logits(mamba, [Row((4, 5, 6), 1)])[0].sum().backward()
+        forward.logits(mamba, [Row((4, 5, 6), 1)])[0].sum().backward()  # type: ignore[no-untyped-call]
 
 
 def test_checkpointing_wants_layers() -> None:

@@ -82,7 +82,7 @@ def test_budgets_are_exceeded_by_no_more_than_a_step(model: Any, make_rows: Any)
 
 def test_seconds_end_training(model: Any, make_rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("evomerge.operators.training.loop.time.monotonic", lambda: float(next(clock)))
     assert run(model, make_rows(2), Course(steps=50, lr=1e-3, seconds=5.0)).steps == 4
 
 

@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from evomerge.errors import CandidateError
 from evomerge.files import hashing
+from evomerge.models import low_rank
 from evomerge.operators.training import lora
 
 
@@ -82,7 +83,7 @@ def test_threads_and_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
     first, second = llama().bfloat16(), llama().bfloat16()
     kept = lora.scaled(adapters(first))
     lora.fold(first, kept)
-    monkeypatch.setattr(lora, "_BLOCK", 40)
+    monkeypatch.setattr(low_rank, "_BLOCK", 40)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)

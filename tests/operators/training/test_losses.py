@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evomerge.operators.training import losses
-from evomerge.operators.training.losses import Kind, Targets
+from evomerge.operators.training.losses import Targets
+from evomerge.operators.training.settings import Divergence
 
-KINDS: tuple[Kind, ...] = ("forward_kl", "reverse_kl", "jsd")
+KINDS: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "jsd")
 SEEDS, TEMPERATURES, BETAS = st.integers(0, 10**6), st.sampled_from([0.5, 1.0, 2.0, 4.0]), st.floats(0.05, 0.95)
 
 
@@ -19,7 +20,7 @@ def logits(seed: int, positions: int = 5, vocabulary: int = 11) -> tuple[Tensor,
     return tuple(3.0 * torch.randn(positions, vocabulary, generator=generator) for _ in range(2))  # type: ignore[return-value]
 
 
-def plain(kind: Kind, teacher: Tensor, student: Tensor, temperature: float, beta: float) -> Tensor:
+def plain(kind: Divergence, teacher: Tensor, student: Tensor, temperature: float, beta: float) -> Tensor:
     """The divergence of dense logits by `kl_div` on probabilities, in float64."""
     p, q = ((one.double() / temperature).softmax(1) for one in (teacher, student))
 
@@ -37,7 +38,7 @@ def plain(kind: Kind, teacher: Tensor, student: Tensor, temperature: float, beta
 
 @settings(deadline=None, max_examples=30)
 @given(SEEDS, st.sampled_from(KINDS), TEMPERATURES, BETAS)
-def test_divergences_are_those_of_the_papers(seed: int, kind: Kind, temperature: float, beta: float) -> None:
+def test_divergences_are_those_of_the_papers(seed: int, kind: Divergence, temperature: float, beta: float) -> None:
     teacher, student = logits(seed)
     targets = Targets((teacher / temperature).log_softmax(1))
     found = losses.distillation(student, targets, kind, temperature=temperature, beta=beta)
@@ -46,7 +47,7 @@ def test_divergences_are_those_of_the_papers(seed: int, kind: Kind, temperature:
 
 @settings(deadline=None, max_examples=30)
 @given(SEEDS, st.sampled_from(KINDS), TEMPERATURES, BETAS)
-def test_all_tokens_kept_are_the_dense_ones(seed: int, kind: Kind, temperature: float, beta: float) -> None:
+def test_all_tokens_kept_are_the_dense_ones(seed: int, kind: Divergence, temperature: float, beta: float) -> None:
     teacher, student = logits(seed)
     student.requires_grad_()
     dense = (teacher / temperature).log_softmax(1)
@@ -61,7 +62,7 @@ def test_all_tokens_kept_are_the_dense_ones(seed: int, kind: Kind, temperature: 
 
 @settings(deadline=None, max_examples=30)
 @given(SEEDS, st.sampled_from(KINDS), st.integers(1, 10))
-def test_what_is_left_out_is_one_more_token(seed: int, kind: Kind, k: int) -> None:
+def test_what_is_left_out_is_one_more_token(seed: int, kind: Divergence, k: int) -> None:
     teacher, student = logits(seed)
     best = teacher.topk(k, dim=1).indices
     found = losses.distillation(student, Targets(losses.kept(teacher.log_softmax(1), best), best), kind)
@@ -78,7 +79,7 @@ def test_what_is_left_out_is_one_more_token(seed: int, kind: Kind, k: int) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_distributions_have_no_divergence_and_no_gradient(kind: Kind) -> None:
+def test_equal_distributions_have_no_divergence_and_no_gradient(kind: Divergence) -> None:
     teacher, _ = logits(0)
     student = teacher.clone().requires_grad_()
     loss = losses.distillation(student, Targets(teacher.log_softmax(1)), kind)
@@ -89,7 +90,7 @@ def test_equal_distributions_have_no_divergence_and_no_gradient(kind: Kind) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_token_that_cannot_come_does_no_harm(kind: Kind) -> None:
+def test_a_token_that_cannot_come_does_no_harm(kind: Divergence) -> None:
     teacher, student = logits(1)
     teacher[:, 3] = -torch.inf
     student.requires_grad_()

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evomerge.errors import CheckpointError, ConfigError, StudyError
 from evomerge.results import certificate
 from evomerge.results.exporting.folder import export_recipe, export_trial, weights_sha256
-from evomerge.searching.spaces import decoding, genes
+from evomerge.searching.spaces import genes
 from evomerge.studies import experiment, study
 from evomerge.studies.candidates import score_model
 from evomerge.studies.plan import Plan, make_plan
@@ -156,7 +156,7 @@ def test_the_certificate_scores_parents_as_they_are(finished: tuple[Plan, list[T
     plan, trials = finished
     trial = best_trial(trials)
     assert trial is not None
-    winner = decoding.decode(plan.experiment.space, plan.frame, trial.genome)
+    winner = plan.laid.decode(trial.genome)
     found = certificate.certify_winner(plan, winner)
     assert [row.name for row in found.rows] == ["base", "expert ant", "expert bee", "uniform average", "winner"]
     fitness = plan.experiment.fitness
@@ -170,6 +170,6 @@ def test_the_certificate_scores_parents_as_they_are(finished: tuple[Plan, list[T
 def test_a_fitness_without_holdout_cannot_certify(write_experiment: Callable[..., Path], family: Path) -> None:
     fitness: dict[str, Any] = {"include": str(family / "tasks"), "search": [{"task": "first"}]}
     plan = make_plan(experiment.load_experiment(write_experiment(fitness=fitness)))
-    winner = decoding.decode(plan.experiment.space, plan.frame, genes.initial(plan.coordinates))
+    winner = plan.laid.decode(genes.initial(plan.coordinates))
     with pytest.raises(ConfigError, match="holdout: lists no task"):
         certificate.certify_winner(plan, winner)

@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from evomerge.cli.main import app
 from evomerge.files import shipped
-from evomerge.scoring.documents import long_context
-from evomerge.scoring.documents.long_context import Ending, Question, long_tail, needle, passkey, rows
+from evomerge.scoring.documents import hiding, long_context
+from evomerge.scoring.documents.long_context import Ending, long_tail, needle, passkey, rows
+from evomerge.scoring.documents.questions import Question
 from evomerge.scoring.documents.texts import SECTORS, _kjv, passages, read_text
 from evomerge.scoring.fitness import Fitness
-from evomerge.scoring.objective import open_scorer
+from evomerge.scoring.opening import open_scorer
 from tests.helpers.family import make_tokenizer
 
 SIZE = 600
@@ -81,14 +82,14 @@ def test_random_depths_are_everywhere() -> None:
 
 def test_no_word_is_cut_by_what_is_hidden() -> None:
     passage = b"one two three four five six"
-    found = {long_context.hide(passage, ["X"], [step / 50]) for step in range(51)}
+    found = {hiding.hide(passage, ["X"], [step / 50]) for step in range(51)}
     words = passage.decode().split()
     assert found == {" ".join([*words[:at], "X", *words[at:]]) for at in range(len(words) + 1)}
 
 
 def test_several_hidden_sentences_keep_their_order() -> None:
-    assert long_context.hide(b"one two three", ["X", "Y", "Z"], [1.0, 0.0, 0.5]) == "Y one two Z three X"
-    assert long_context.hide(b"", ["X", "Y"], [0.9, 0.1]) == "Y X"
+    assert hiding.hide(b"one two three", ["X", "Y", "Z"], [1.0, 0.0, 0.5]) == "Y one two Z three X"
+    assert hiding.hide(b"", ["X", "Y"], [0.9, 0.1]) == "Y X"
 
 
 def test_tails_are_the_same_after_any_context() -> None:

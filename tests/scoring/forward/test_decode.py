@@ -147,7 +147,8 @@ def test_answers_given_before_memory_ran_out_are_not_given_again(prompts, scorin
     requests = [generation(prompt, LENGTH) for prompt in dict.fromkeys(map(tuple, prompts))]
     engine = scoring_engine(model, generations=requests, batch_tokens=32)
     calm = engine.answer([], range(len(requests)), None).generations
-    given = []
+    given: list[object] = []
+    failures: list[object] = []
     failures, _ = short_of_memory(model, lambda *_: len(given) < 4 or failures)
     tight = engine._generator.run(range(len(requests)), report=lambda new: given.extend(new))
     assert len(failures) == 1

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from evomerge.scoring import Scorer, TaskSpec
 from evomerge.scoring.forward import head
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 
 
 @pytest.mark.parametrize("chunk", [1, 1 << 24], ids=["many-chunks", "one-chunk"])
@@ -27,13 +28,13 @@ def test_streamed_log_probabilities_equal_log_softmax(chunk, bias, monkeypatch):
 
 def test_bfloat16_hidden_states_get_float32_log_probabilities():
     torch.manual_seed(0)
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
     hidden, weight = 3 * torch.randn(40, 64).bfloat16(), torch.randn(3000, 64).bfloat16()
     where, tokens = torch.arange(40), torch.randint(0, 3000, (40,))
     logprobs, _ = head.answer_logprobs(hidden, weight, None, lambda logits: logits, where, tokens)
     wanted = (hidden.double() @ weight.double().T).log_softmax(-1)[where, tokens]
     torch.testing.assert_close(logprobs.double(), wanted, rtol=0, atol=1e-4)
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "cohere", "granite"])

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from evomerge.errors import CandidateError
-from evomerge.scoring import Scorer, TaskSpec
 from evomerge.scoring.answers import Answers
-from evomerge.scoring.forward import attention, packed
+from evomerge.scoring.forward import admission, packed
 from evomerge.scoring.forward.budgets import LONG
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 from tests.helpers.tiny_models import plain_logprobs, short_of_memory
 
 SPECS = [TaskSpec("mc_letters"), TaskSpec("mc_prefixes"), TaskSpec("ll_target"), TaskSpec("gen_numbers")]
@@ -50,7 +51,7 @@ def shapes_of_forwards(model):
 def shared(request, monkeypatch):
     """Whether rows share tokens; where not, the model is taken for one that cannot be told what sees what."""
     if request.param != "shared":
-        monkeypatch.setattr(attention, "find", lambda *_: None)
+        monkeypatch.setattr(admission, "find_masks", lambda *_: None)
     return request.param == "shared"
 
 
@@ -86,7 +87,7 @@ def test_results_do_not_depend_on_the_batch(family, shared, scoring_model, scori
 
 def test_sharing_tokens_does_not_change_results(make, monkeypatch):
     shared = make().score()
-    monkeypatch.setattr(attention, "find", lambda *_: None)
+    monkeypatch.setattr(admission, "find_masks", lambda *_: None)
     alone = make()
     assert not alone.shared
     report = alone.score()
@@ -217,7 +218,7 @@ def test_memory_too_small_for_anything_fails_the_candidate(make, llama):
 
 
 def test_a_row_that_does_not_fit_alone_fails_the_candidate(make, llama, monkeypatch):
-    monkeypatch.setattr(attention, "find", lambda *_: None)
+    monkeypatch.setattr(admission, "find_masks", lambda *_: None)
     scorer = make([TaskSpec("ll_target"), TaskSpec("rolling")])
     longest = max(len(request.row) for request in scorer._engine.likelihoods)
     failures, _ = short_of_memory(llama, lambda lines, columns: lines * columns < longest)
@@ -263,7 +264,7 @@ def test_bf16_results_hardly_depend_on_the_batch_or_on_sharing(
     found = []
     for shared in (True, False):
         if not shared:
-            monkeypatch.setattr(attention, "find", lambda *_: None)
+            monkeypatch.setattr(admission, "find_masks", lambda *_: None)
         for tokens in (32, 300, 4096):
             engine = scoring_engine(model, pairs, batch_tokens=tokens)
             assert engine.shared == shared

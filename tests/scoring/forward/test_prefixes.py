@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.scoring.forward.budgets import LONG
-from evomerge.scoring.forward.prefixes import Cost, plan_passes
+from evomerge.scoring.forward.costs import Cost
+from evomerge.scoring.forward.prefixes import plan_passes
 
 CPU = (1024, LONG * 1024, Cost(3e-3, 48))
 DEVICE = (32768, LONG * 32768, Cost(1e-3, 512))
@@ -21,7 +22,7 @@ def seen_by_each_place(batches):
     The kept path is cut to what a batch stands on, extended by trunks, and seen whole by each line.
     """
     seen = {}
-    path = []
+    path: list[int] = []
     for number, batch in enumerate(batches):
         assert batch.past <= len(path)
         path = path[: batch.past]
@@ -70,8 +71,8 @@ def rows_that_begin_alike(draw):
         other = draw(st.sampled_from(rows))
         kept = draw(st.one_of(st.just(len(other)), st.just(0), st.integers(0, len(other))))
         rows.append(other[:kept] + tuple(draw(st.lists(token, max_size=draw(st.sampled_from([1, 4, 20]))))))
-    rows = [np.array(row, dtype=np.int64) for row in dict.fromkeys(rows) if row]
-    return rows, [draw(st.one_of(st.just(1), st.integers(1, len(row)), st.just(len(row)))) for row in rows]
+    arrays = [np.array(row, dtype=np.int64) for row in dict.fromkeys(rows) if row]
+    return arrays, [draw(st.one_of(st.just(1), st.integers(1, len(row)), st.just(len(row)))) for row in arrays]
 
 
 @settings(max_examples=200, deadline=None)

@@ -116,7 +116,7 @@ def sometimes(doc, results):
     return {**found, "even": 1.0} if int(doc["answer"]) < 6 else found
 
 
-class UnknownRequest(ConfigurableTask):
+class UnknownRequest(ConfigurableTask):  # type: ignore[misc]
     """Asks for what no model answers."""
 
     def __init__(self, **_):

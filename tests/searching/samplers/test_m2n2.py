@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evomerge.searching.samplers import Problem, Result, _units, m2n2
+from evomerge.searching.samplers import Problem, Result, _units, _variation, m2n2
 from evomerge.searching.spaces.genes import Coordinate, Genome
 
-LAYERS = [Coordinate(f"weight.l{layer}.maths", 0.0, 1.0, 0.5, log=False) for layer in range(6)]
+LAYERS = [Coordinate(f"weight.l{layer}.maths", 0.0, 1.0, 0.5, log=False, depth=layer) for layer in range(6)]
 LONE = [Coordinate("x", 0.0, 1.0, 0.5, log=False)]
 
 
@@ -73,7 +73,7 @@ def test_a_document_on_which_little_is_at_stake_counts_little() -> None:
 
 def test_attraction_picks_the_complement() -> None:
     """Each of two specialists mates with the other, and none with the third, which knows nothing."""
-    starts = [{c.name: value for c in LAYERS} for value in (0.5, 0.0, 1.0)]
+    starts: list[Genome] = [{c.name: value for c in LAYERS} for value in (0.5, 0.0, 1.0)]
     sampler = make(starts, LAYERS, archive=3, mutation=0.0, population=200)
     sampler.ask(0)
     sampler.tell(0, [result(0, 0, 0, 0), result(1, 1, 0, 0), result(0, 0, 1, 1)])
@@ -100,7 +100,7 @@ def test_equals_do_not_attract_so_the_mate_is_any() -> None:
 def test_the_split_point_is_in_order_of_depth() -> None:
     """However the coordinates are listed, a child has one value before the split and its complement behind it."""
     listed = [LAYERS[i] for i in (3, 0, 5, 1, 4, 2)]
-    starts = [{c.name: value for c in listed} for value in (0.0, 1.0)]
+    starts: list[Genome] = [{c.name: value for c in listed} for value in (0.0, 1.0)]
     sampler = make(starts, listed, archive=2, mutation=0.0, population=64)
     sampler.ask(0)
     sampler.tell(0, [result(1, 0), result(0, 1)])
@@ -116,9 +116,16 @@ def test_the_split_point_is_in_order_of_depth() -> None:
 
 
 def test_coordinates_without_a_layer_lie_behind_all_others() -> None:
-    names = ["density", "weight.g10.maths", "weight.g2.maths", "lambda.code", "t.a0", "weight.l1.gating"]
-    coordinates = [Coordinate(name, 0.0, 1.0, 0.5, log=False) for name in names]
-    found = [names[i] for i in m2n2.by_depth(coordinates)]
+    depths = {
+        "density": None,
+        "weight.g10.maths": 10,
+        "weight.g2.maths": 2,
+        "lambda.code": None,
+        "t.a0": 0,
+        "weight.l1.gating": 1,
+    }
+    coordinates = [Coordinate(name, 0.0, 1.0, 0.5, log=False, depth=depth) for name, depth in depths.items()]
+    found = [coordinates[i].name for i in m2n2.by_depth(coordinates)]
     assert found == ["t.a0", "weight.l1.gating", "weight.g2.maths", "weight.g10.maths", "density", "lambda.code"]
 
 
@@ -127,7 +134,7 @@ def test_a_choice_is_taken_from_the_heavier_parent() -> None:
     first = _units.to_units(coordinates, {"x": 0.0, "method": "ties"})
     second = _units.to_units(coordinates, {"x": 1.0, "method": "slerp"})
     for weight, method in ((0.4, "ties"), (0.6, "slerp")):
-        child = m2n2.mix(coordinates, first, second, np.full(2, weight))
+        child = _variation.mix(coordinates, first, second, np.full(2, weight))
         assert _units.to_genome(coordinates, child) == {"x": weight, "method": method}
 
 
@@ -180,7 +187,7 @@ def test_it_recommends_the_best_by_plain_mean_however_fit_others_are() -> None:
 def test_it_merges_two_specialists_into_a_generalist() -> None:
     """Half of the layers are to be one parent's, the other half the other's; a document asks for each layer."""
     wanted = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
-    starts = [{c.name: value for c in LAYERS} for value in (0.0, 1.0)]
+    starts: list[Genome] = [{c.name: value for c in LAYERS} for value in (0.0, 1.0)]
     sampler = make(starts, LAYERS)
     for number in range(30):
         genomes = sampler.ask(number).genomes

@@ -15,18 +15,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import BaseModel
 
 from evomerge import plugins
 from evomerge.errors import ConfigError
-from evomerge.searching.samplers import Generation, Problem, Result, Sampler, generator
-from evomerge.searching.samplers._optuna import _remembered, distribution
+from evomerge.searching import samplers
+from evomerge.searching.samplers import (
+    Generation,
+    Problem,
+    Result,
+    Sampler,
+    SamplerModule,
+    SamplerOptions,
+    generator,
+)
+from evomerge.searching.samplers._optuna import distribution, remembered
 from evomerge.searching.spaces.genes import Coordinate, Genome, initial
 
 SAMPLERS = plugins.names("samplers")
-MODULES = {name: plugins.load("samplers", name) for name in SAMPLERS}
+MODULES = {name: samplers.load(name) for name in SAMPLERS}
 SEVERAL_OBJECTIVES = [name for name in SAMPLERS if MODULES[name].SEVERAL_OBJECTIVES]
-SEARCHERS = [name for name in SAMPLERS if name not in {"random", "qmc"}]
+SEARCHERS = [name for name in SAMPLERS if MODULES[name].LEARNS]
 # Where the defaults would make a test slow.
 OPTIONS: dict[str, dict[str, Any]] = {
     "gp": {"population": 1, "startup": 2},
@@ -218,10 +226,10 @@ def test_its_module_says_what_it_is_and_what_it_wants(name: str) -> None:
     assert 20 < len(plugins.summary("samplers", name)) <= 116
     assert all(
         type(getattr(module, flag)) is bool
-        for flag in ("FRESH_DOCUMENTS", "SEVERAL_OBJECTIVES", "WANTS_DOCUMENT_SCORES")
+        for flag in ("FRESH_DOCUMENTS", "SEVERAL_OBJECTIVES", "WANTS_DOCUMENT_SCORES", "LEARNS")
     )
-    assert issubclass(module.Options, BaseModel)
-    text = module.Options.__doc__ or ""
+    assert issubclass(module.Options, SamplerOptions)
+    text = "\n".join(kind.__doc__ or "" for kind in module.Options.__mro__)
     assert [option for option in module.Options.model_fields if f"{option}:" not in text] == []
 
 
@@ -335,7 +343,8 @@ def test_a_flat_fitness_does_not_stop_it(name: str, make: Make) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_failed_candidates_do_not_stop_it_and_are_not_recommended(name: str, make: Make) -> None:
     sampler = make(name)
-    failed, scored = [], []
+    failed: list[Genome] = []
+    scored: list[Genome] = []
     for number in range(length(name, 10)):
         generation = sampler.ask(number)
         results = judge(generation, name)
@@ -437,9 +446,9 @@ def test_points_proposed_together_are_proposed_in_view_of_each_other(name: str, 
 def test_a_memory_keeps_the_best_and_the_newest(name: str) -> None:
 
     told = {number: (float(-number),) for number in range(10)}
-    assert _remembered(told, 4) == [0, 1, 8, 9]
-    assert _remembered({number: (float(number),) for number in range(10)}, 5) == [5, 6, 7, 8, 9]
-    assert _remembered(told, None) == list(range(10))
+    assert remembered(told, 4) == [0, 1, 8, 9]
+    assert remembered({number: (float(number),) for number in range(10)}, 5) == [5, 6, 7, 8, 9]
+    assert remembered(told, None) == list(range(10))
     assert MODULES[name].Options().memory > 100
 
 
@@ -456,7 +465,7 @@ def test_a_finished_trial_holds_the_values_of_every_kind_of_coordinate() -> None
 def test_of_several_objectives_the_memory_keeps_the_front() -> None:
 
     told = {0: (1.0, 0.0), 1: (0.0, 1.0), 2: (-1.0, -1.0), 3: (-2.0, -2.0), 4: (-3.0, -3.0)}
-    assert _remembered(told, 4) == [0, 1, 3, 4]
+    assert remembered(told, 4) == [0, 1, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -485,7 +494,7 @@ def test_of_a_package_with_several_samplers_one_is_chosen_and_given_its_argument
 
 def test_without_optunahub_it_says_what_to_install(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optunahub", None)
-    module: ModuleType = MODULES["optunahub"]
+    module: SamplerModule = MODULES["optunahub"]
     with pytest.raises(ConfigError, match=r"pip install 'evomerge\[optunahub\]'"):
         module.make(Problem(COORDINATES, 0, [initial(COORDINATES)]), module.Options(package="tiny"))
 

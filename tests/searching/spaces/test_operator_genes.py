@@ -13,9 +13,8 @@ from pydantic import ValidationError
 
 from evomerge.errors import ConfigError
 from evomerge.recipes.recipe import Recipe
-from evomerge.scoring import document_texts
+from evomerge.scoring.tasks import document_texts
 from evomerge.searching.spaces import operator_genes
-from evomerge.searching.spaces.decoding import decode
 from evomerge.searching.spaces.genes import Coordinate, initial
 from evomerge.searching.spaces.operator_genes import Operator, When
 from evomerge.studies import experiment
@@ -105,9 +104,9 @@ def test_a_gene_of_an_operator_is_one_of_the_space(write_experiment: Write) -> N
     assert plan.coordinates[-1].name == "context_extension.beta_fast"
     assert plan.longest == 256, "the scorer keeps prompts of what candidates are extended to"
     genome = {**initial(plan.coordinates), "context_extension.beta_fast": 3.0}
-    recipe = decode(plan.experiment.space, plan.frame, genome)
+    recipe = plan.laid.decode(genome)
     assert [step.options["beta_fast"] for step in recipe.operators] == [3.0]
-    again = decode(plan.experiment.space, plan.frame, {**genome, "context_extension.beta_fast": 4.0})
+    again = plan.laid.decode({**genome, "context_extension.beta_fast": 4.0})
     assert recipe.sha256 != again.sha256
 
 
@@ -175,7 +174,7 @@ def test_a_missing_or_changed_file_is_refused(write_experiment: Write, texts: Pa
 def test_texts_count_by_content_and_not_by_path(write_experiment: Write, texts: Path, tmp_path: Path) -> None:
     def recipe(path: Path) -> Recipe:
         plan = make_plan(experiment.load_experiment(write_experiment(operators=[healing(path)])))
-        merged = decode(plan.experiment.space, plan.frame, initial(plan.coordinates))
+        merged = plan.laid.decode(initial(plan.coordinates))
         return merged.model_copy(update={"operators": (plan.training[0].step(),)})
 
     (tmp_path / "moved").mkdir()

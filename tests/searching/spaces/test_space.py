@@ -17,8 +17,8 @@ from evomerge.files.schema import faults_of
 from evomerge.models.source import Source
 from evomerge.models.tensor_names import MODULES, Place, places
 from evomerge.recipes.recipe import Recipe
-from evomerge.searching.spaces import decoding, known_points, space
-from evomerge.searching.spaces.decoding import CommonRecipe
+from evomerge.searching.spaces import decoding, depth, faults, known_points
+from evomerge.searching.spaces.decoding import CommonRecipe, LaidOut
 from evomerge.searching.spaces.genes import Coordinate, initial
 from evomerge.searching.spaces.known_points import WantedWeight
 from evomerge.searching.spaces.space import SearchSpace
@@ -42,7 +42,7 @@ def frame(layers: int = 4, experts: str = "ab") -> CommonRecipe:
     return CommonRecipe(Source(model="base", sha256="0" * 64), sources, layers, "float32", 0)
 
 
-def decode(chosen: SearchSpace, laid: CommonRecipe, **values: float | str) -> Recipe:
+def decode(chosen: SearchSpace, laid: CommonRecipe, **values: Any) -> Recipe:
     genome = initial(decoding.coordinates(chosen, laid))
     assert set(values) <= set(genome)
     return decoding.decode(chosen, laid, {**genome, **values})
@@ -77,15 +77,15 @@ def test_modules_that_are_not_listed_share_the_set_called_other() -> None:
 def test_groups_are_contiguous_and_as_equal_as_can_be(groups: int, layers: int) -> None:
     if groups > layers:
         return
-    spread = decoding._spread(list(range(groups)), "g", layers)
-    assert spread == sorted(spread)
-    sizes = [spread.count(group) for group in range(groups)]
+    values = depth.spread(list(range(groups)), depth.stencil(groups, layers))
+    assert values == sorted(values)
+    sizes = [values.count(group) for group in range(groups)]
     assert max(sizes) - min(sizes) <= 1
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=6), st.integers(6, 40))
 def test_anchors_are_interpolated_and_met_at_both_ends(points: list[float], layers: int) -> None:
-    values = decoding._spread(points, "a", layers)
+    values = depth.spread(points, depth.stencil(len(points), layers, anchored=True))
     assert len(values) == layers
     assert values[0] == pytest.approx(points[0])
     assert values[-1] == pytest.approx(points[-1])
@@ -114,7 +114,7 @@ def test_fixed_values_reach_the_recipe() -> None:
 def test_the_unit_interval_maps_onto_the_range_and_back(unit: float, log: bool) -> None:
     coordinate = Coordinate("x", 0.01, 10.0, 1.0, log)
     value = coordinate.from_unit(unit)
-    assert 0.01 <= value <= 10.0
+    assert 0.01 <= float(value) <= 10.0
     assert coordinate.to_unit(value) == pytest.approx(unit, abs=1e-9)
 
 
@@ -196,7 +196,8 @@ def test_the_promised_spaces_ship() -> None:
 def test_known_points_are_the_init_the_experts_alike_and_each_alone() -> None:
     chosen = make(genes={"weight": {"low": 0.0, "high": 0.9, "init": 0.2, "per": ["layer", "expert"]}})
     found = [
-        [point[f"weight.g0.{expert}"] for expert in "ab"] for point in known_points.known_points(chosen, frame())
+        [point[f"weight.g0.{expert}"] for expert in "ab"]
+        for point in known_points.known_points(LaidOut(chosen, frame()))
     ]
     assert found == [[0.2, 0.2], [0.5, 0.5], [0.75, 0.75], [0.9, 0.9], [0.9, 0.0], [0.0, 0.9], [0.0, 0.0]]
 
@@ -221,7 +222,7 @@ def test_the_base_is_the_last_known_point_where_weights_of_0_are_it(
     changes: dict[str, Any], last: dict[str, Any] | None
 ) -> None:
     data = {"modules": [], "genes": {"weight": {**GENE, "per": ["expert"]}}, **changes}
-    points = known_points.known_points(make(**data), frame(), [{"further": 1.0}])
+    points = known_points.known_points(LaidOut(make(**data), frame()), [{"further": 1.0}])
     assert points.index({"further": 1.0}) == len(points) - (1 if last is None else 2)
     if last is not None:
         assert points[-1] == last
@@ -242,7 +243,7 @@ def wishes(value: Callable[[int, str], float]) -> list[WantedWeight]:
 def wished(value: Callable[[int, str], float], **changes: Any) -> dict[str, Any]:
     chosen = make(**changes)
     start = initial(decoding.coordinates(chosen, frame()))
-    return known_points.nearest_weights(chosen, frame(), start, wishes(value))
+    return known_points.nearest_weights(LaidOut(chosen, frame()), start, wishes(value))
 
 
 def test_wished_weights_are_averaged_by_elements_where_a_coordinate_reaches() -> None:
@@ -277,19 +278,21 @@ def test_wished_weights_follow_tensor_patterns() -> None:
     found = places([f"model.layers.0.self_attn.{part}.weight" for part in ("q_proj", "k_proj")])
     own = [WantedWeight(place, 10, number / 4) for number, place in enumerate(found.values(), 1)]
     start = initial(decoding.coordinates(chosen, frame()))
-    weights = known_points.nearest_weights(chosen, frame(), start, own)
+    weights = known_points.nearest_weights(LaidOut(chosen, frame()), start, own)
     assert weights == {"weight.*q_proj*": 0.25, "weight.attention": 0.5, "weight.other": 0.5}
 
 
 def test_known_points_under_normalization_have_one_uniform_average() -> None:
     chosen = make(method="linear", genes={"weight": {**GENE, "per": ["expert"]}})
-    found = [[point["weight.a"], point["weight.b"]] for point in known_points.known_points(chosen, frame())]
+    found = [
+        [point["weight.a"], point["weight.b"]] for point in known_points.known_points(LaidOut(chosen, frame()))
+    ]
     assert found == [[0.5, 0.5], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
 
 
 def test_known_points_leave_other_genes_at_their_init() -> None:
     chosen = make(method="slerp", genes={"t": GENE})
-    assert known_points.known_points(chosen, frame(experts="a")) == [{"t": 0.5}]
+    assert known_points.known_points(LaidOut(chosen, frame(experts="a"))) == [{"t": 0.5}]
 
 
 def test_a_tensor_pattern_has_genes_of_its_own_beside_module_groups() -> None:
@@ -338,7 +341,7 @@ def test_options_are_fixed_for_all_methods_or_for_one() -> None:
 
 
 def test_known_points_look_at_every_method() -> None:
-    points = known_points.known_points(make(**SEVERAL), frame())
+    points = known_points.known_points(LaidOut(make(**SEVERAL), frame()))
     assert [point["method"] for point in points[:2]] == ["dare_ties", "task_arithmetic"]
     assert [recipe.method for recipe in decoding.representatives(make(**SEVERAL), frame())] == list(
         SEVERAL["method"]
@@ -481,7 +484,8 @@ def test_a_stepped_number_returns_from_the_unit_interval_as_the_same_float(
 
 
 def test_a_step_gives_whole_numbers_and_starts_at_the_value_nearest_the_middle() -> None:
-    genes = {"weight": {"low": 0.0, "high": 1.0, "step": 0.4 / 2}, "lambda": {"low": 1, "high": 4, "step": 1}}
+    genes: dict[str, Any] = {"weight": {"low": 0.0, "high": 1.0, "step": 0.4 / 2}}
+    genes["lambda"] = {"low": 1, "high": 4, "step": 1}
     points = {c.name: c for c in decoding.coordinates(make(genes=genes), frame())}
     assert [points["lambda"].from_unit(unit) for unit in (0.1, 0.4, 0.6, 0.9)] == [1.0, 2.0, 3.0, 4.0]
     assert points["weight"].init in (0.4, 0.6)
@@ -501,7 +505,7 @@ def test_known_points_lie_on_the_steps() -> None:
     gene = {"low": 0.0, "high": 0.8, "step": 0.4, "per": ["expert"]}
     found = [
         (point["weight.a"], point["weight.b"])
-        for point in known_points.known_points(make(genes={"weight": gene}), frame())
+        for point in known_points.known_points(LaidOut(make(genes={"weight": gene}), frame()))
     ]
     assert found == [(0.4, 0.4), (0.8, 0.8), (0.8, 0.0), (0.0, 0.8), (0.0, 0.0)]
 
@@ -522,7 +526,7 @@ def test_switches_and_sources_are_choices_with_a_name_for_each_combination() -> 
     assert [c.name for c in points if c.choices] == [
         f"switch.g{group}.{expert}" for group in (0, 1) for expert in "ab"
     ]
-    assert points[0] == Coordinate("switch.g0.a", 0.0, 1.0, "off", False, ("on", "off"))
+    assert points[0] == Coordinate("switch.g0.a", 0.0, 1.0, "off", False, ("on", "off"), depth=0, expert="a")
     points = decoding.coordinates(gated({"source": {"per": ["layer", "module"]}}), frame())
     assert [c.name for c in points[:3]] == ["source.g0.attention", "source.g0.mlp", "source.g0.other"]
     assert (points[0].choices, points[0].init) == (("a", "b"), "a")
@@ -676,7 +680,7 @@ def test_a_linear_merge_may_have_sources_of_positive_weight() -> None:
 @pytest.mark.parametrize("name", plugins.names("methods"))
 def test_only_methods_that_make_the_base_of_weights_of_0_may_have_all_of_them_off(name: str) -> None:
     method = plugins.load("methods", name)
-    if "weight" not in {parameter.name for parameter in method.PARAMETERS} or space.needs_weights(name):
+    if "weight" not in {parameter.name for parameter in method.PARAMETERS} or faults.needs_weights(name):
         return
     base, *experts = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
     for on in range(2 ** len(method.OPTIONS)):
@@ -686,7 +690,7 @@ def test_only_methods_that_make_the_base_of_weights_of_0_may_have_all_of_them_of
 
 
 def test_methods_that_need_weights_are_those_without_a_lambda() -> None:
-    needy = {name for name in plugins.names("methods") if space.needs_weights(name)}
+    needy = {name for name in plugins.names("methods") if faults.needs_weights(name)}
     assert needy == {"karcher", "linear", "multislerp", "nuslerp"}
 
 
@@ -695,7 +699,7 @@ def alone(points: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
 
 
 def test_known_points_with_switches_have_everything_on_and_each_expert_alone() -> None:
-    points = known_points.known_points(gated({"switch": {"per": ["expert"], "init": "off"}}), frame())
+    points = known_points.known_points(LaidOut(gated({"switch": {"per": ["expert"], "init": "off"}}), frame()))
     assert alone(points, "switch.a", "switch.b", "weight.a", "weight.b") == [
         ("off", "off", 0.75, 0.75),
         ("on", "on", 0.5, 0.5),
@@ -707,19 +711,19 @@ def test_known_points_with_switches_have_everything_on_and_each_expert_alone() -
 
 
 def test_known_points_with_switches_alone() -> None:
-    points = known_points.known_points(make(genes=SWITCH), frame())
+    points = known_points.known_points(LaidOut(make(genes=SWITCH), frame()))
     assert alone(points, "switch.a", "switch.b") == [("on", "on"), ("on", "off"), ("off", "on"), ("off", "off")]
 
 
 def test_known_points_with_switches_by_layer_leave_experts_alone_by_their_weights() -> None:
     genes = {"switch": {"per": ["layer"]}, "weight": {**GENE, "per": ["expert"]}}
-    points = known_points.known_points(make(genes=genes), frame())
+    points = known_points.known_points(LaidOut(make(genes=genes), frame()))
     found = alone(points, "switch.g0", "weight.a", "weight.b")
     assert found[-3:] == [("on", 1.0, 0.0), ("on", 0.0, 1.0), ("off", 0.5, 0.5)]
 
 
 def test_known_points_with_sources_mix_all_experts_if_they_may_and_choose_each_alone() -> None:
-    points = known_points.known_points(gated(SOURCE), frame())
+    points = known_points.known_points(LaidOut(gated(SOURCE), frame()))
     assert alone(points, "source.g0", "source.g1", "weight.a", "weight.b") == [
         ("mix", "mix", 0.75, 0.75),
         ("mix", "mix", 0.5, 0.5),
@@ -728,14 +732,19 @@ def test_known_points_with_sources_mix_all_experts_if_they_may_and_choose_each_a
         ("b", "b", 0.75, 1.0),
         ("base", "base", 0.75, 0.75),
     ]
-    points = known_points.known_points(make(genes={"source": {}, "weight": {**GENE, "per": ["expert"]}}), frame())
+    points = known_points.known_points(
+        LaidOut(make(genes={"source": {}, "weight": {**GENE, "per": ["expert"]}}), frame())
+    )
     assert alone(points, "source", "weight.a", "weight.b") == [
         ("a", 0.5, 0.5),
         ("a", 1.0, 0.5),
         ("b", 0.5, 1.0),
         ("a", 0.0, 0.0),
     ]
-    assert alone(known_points.known_points(make(genes={"source": {}}), frame()), "source") == [("a",), ("b",)]
+    assert alone(known_points.known_points(LaidOut(make(genes={"source": {}}), frame())), "source") == [
+        ("a",),
+        ("b",),
+    ]
 
 
 @pytest.mark.parametrize("genes", [{"switch": {"per": ["layer", "module", "expert"]}}, SOURCE], ids=str)

@@ -1,4 +1,4 @@
-"""Real Ray workers: equal results, deaths, time-outs."""
+"""Ray's workers: equal results, deaths, time-outs. Ray is started once, and most pools share it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import yaml
 
 from evomerge.errors import ConfigError, WorkerError
 from evomerge.recipes.recipe import Recipe
-from evomerge.searching.spaces import decoding, genes
+from evomerge.searching.spaces import genes
 from evomerge.studies import experiment, study
-from evomerge.studies.candidates.workbench import Setup
+from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.plan import Plan, make_plan
 from evomerge.studies.trials import Trial
 from evomerge.studies.workers.inline_pool import InlinePool
@@ -26,9 +28,8 @@ from evomerge.studies.workers.jobs import Job
 from evomerge.studies.workers.opening import open_pool
 from evomerge.studies.workers.ray_pool import MARK, RayPool
 from evomerge.studies.workers.resources import Resources, Workers, plan_workers
-
-from tests.helpers.studies import Silent, begin
-from tests.helpers.studies import all_that_counts
+from tests.helpers.family import experiment_mapping
+from tests.helpers.studies import Silent, all_that_counts, begin
 
 
 @pytest.mark.parametrize(
@@ -55,10 +56,6 @@ def test_more_than_there_is_is_refused(asked: dict[str, Any], message: str) -> N
 
 @pytest.fixture(scope="module")
 def laid(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    import yaml
-
-    from tests.helpers.family import experiment_mapping
-
     folder = tmp_path_factory.mktemp("workers")
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump(experiment_mapping(family, folder / "study")))
@@ -69,7 +66,7 @@ def laid(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def recipes(laid: Plan) -> list[Recipe]:
     start = genes.initial(laid.coordinates)
     genomes = [{**start, "density.ant": 0.2 + 0.1 * k} for k in range(6)]
-    return [decoding.decode(laid.experiment.space, laid.frame, genome) for genome in genomes]
+    return [laid.laid.decode(genome) for genome in genomes]
 
 
 def forgetful(laid: Plan) -> Setup:
@@ -77,19 +74,22 @@ def forgetful(laid: Plan) -> Setup:
     return dataclasses.replace(laid.setup(), answers=None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool(laid: Plan) -> Iterator[RayPool]:
+    """Two workers, which start Ray as a study does. Tests that need Ray, but not these workers, ask for it too."""
+    assert not ray.is_initialized()
     opened = open_pool(Workers(count=2, retries=1), forgetful(laid))
     assert isinstance(opened, RayPool)
     yield opened
     opened.close()
+    assert not ray.is_initialized()
 
 
 def _hashes(outcomes: Any) -> dict[int, str | None]:
     return {outcome.key: outcome.score.weights_sha256 for outcome in outcomes}
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_actors_give_what_this_process_gives_and_survive_death(
     laid: Plan, recipes: list[Recipe], pool: RayPool
 ) -> None:
@@ -109,10 +109,25 @@ def test_actors_give_what_this_process_gives_and_survive_death(
 
 def _worker_pids(pool: RayPool) -> list[int]:
     """The processes of a pool's idle actors."""
-    return pool._ray.get([actor.__ray_call__.remote(lambda self: os.getpid()) for actor in pool._idle])
+    pids: list[int] = ray.get([actor.__ray_call__.remote(lambda self: os.getpid()) for actor in pool._idle])
+    return pids
 
 
-@pytest.mark.slow
+@pytest.mark.ray
+def test_a_pool_that_did_not_start_ray_ends_its_workers_alone(laid: Plan, pool: RayPool) -> None:
+    other = open_pool(Workers(count=1), forgetful(laid))
+    assert isinstance(other, RayPool)
+    (worker,) = _worker_pids(other)
+    other.close()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()
+    assert len(_worker_pids(pool)) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("pool")
 def test_a_candidate_that_takes_too_long_fails_and_the_rest_goes_on(laid: Plan, recipes: list[Recipe]) -> None:
     opened = open_pool(Workers(count=1, timeout=3), laid.setup())
     assert isinstance(opened, RayPool)
@@ -129,7 +144,8 @@ def test_a_candidate_that_takes_too_long_fails_and_the_rest_goes_on(laid: Plan, 
         opened.close()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("pool")
 def test_a_fault_in_the_input_is_the_workers_own_message(
     write_experiment: Callable[..., Path], family: Path
 ) -> None:
@@ -141,30 +157,34 @@ def test_a_fault_in_the_input_is_the_workers_own_message(
         open_pool(Workers(backend="inline"), laid.setup())
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("fidelity", [{}, {"batch": 8, "select": 0.25, "race": True}], ids=["all", "mini-batches"])
 def test_one_two_and_four_workers_give_the_same_study(
-    write_experiment: Callable[..., Path], tmp_path: Path, fidelity: dict[str, Any]
+    write_experiment: Callable[..., Path], tmp_path: Path, pool: RayPool, fidelity: dict[str, Any]
 ) -> None:
-    found = []
-    for count in (1, 2, 4) if fidelity else (1, 2):
-        backend = "inline" if count == 1 else "ray"
-        folder, workers = str(tmp_path / f"study-{count}"), {"backend": backend, "count": count}
-        plan = begin(write_experiment(f"{count}.yaml", study=folder, workers=workers, fidelity=fidelity))
-        found.append(study.search(plan, Silent()))
-    assert len(found[0]) >= 14
-    assert [trial.role for trial in found[0]].count("final") == bool(fidelity)
-    for other in found[1:]:
-        assert all_that_counts(other) == all_that_counts(found[0])
+    def begin_for(count: int) -> Plan:
+        workers = {"backend": "inline"} if count == 1 else {"backend": "ray", "count": count}
+        changes = {"study": str(tmp_path / f"study-{count}"), "workers": workers, "fidelity": fidelity}
+        return begin(write_experiment(f"{count}.yaml", **changes))
+
+    of_one = study.search(begin_for(1), Silent())
+    assert len(of_one) >= 14
+    assert [trial.role for trial in of_one].count("final") == bool(fidelity)
+    of_two = study.Study(begin_for(2), pool, Silent())
+    of_two.run()
+    assert all_that_counts(of_two.trials) == all_that_counts(of_one)
+    if fidelity:
+        assert all_that_counts(study.search(begin_for(4), Silent())) == all_that_counts(of_one)
 
 
-@pytest.mark.slow
-def test_without_waiting_a_killed_workers_candidates_end_in_the_log(write_experiment: Callable[..., Path]) -> None:
+@pytest.mark.ray
+def test_without_waiting_a_killed_workers_candidates_end_in_the_log(
+    write_experiment: Callable[..., Path], pool: RayPool
+) -> None:
     workers = {"backend": "ray", "count": 2}
     fidelity = {"batch": 8, "select": 0.25}
     plan = begin(write_experiment(mode="async", fidelity=fidelity, workers=workers, budget={"candidates": 24}))
-    opened = open_pool(plan.experiment.workers, plan.setup())
-    assert isinstance(opened, RayPool)
+    victims = _worker_pids(pool)
 
     class Murderer(Silent):
         """Kills a worker after five trials."""
@@ -174,15 +194,11 @@ def test_without_waiting_a_killed_workers_candidates_end_in_the_log(write_experi
             if len(self.seen) == 5:
                 os.kill(victims[0], signal.SIGKILL)
 
-    try:
-        victims = _worker_pids(opened)
-        running = study.Study(plan, opened, Murderer())
-        running.run()
-        assert not set(_worker_pids(opened)) >= set(victims), "another has taken its place"
-        again = study.Study(plan, opened, Silent())
-        again.run()
-    finally:
-        opened.close()
+    running = study.Study(plan, pool, Murderer())
+    running.run()
+    assert not set(_worker_pids(pool)) >= set(victims), "another has taken its place"
+    again = study.Study(plan, pool, Silent())
+    again.run()
     searched = [trial for trial in running.trials if trial.role == "search"]
     assert len(searched) == len({(trial.generation, trial.slot) for trial in searched}) == 24
     assert all(trial.value is not None for trial in searched)
@@ -203,7 +219,7 @@ def _marked() -> set[int]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_killed_driver_leaves_no_process_behind(write_experiment: Callable[..., Path]) -> None:
     before = _marked()
     path = write_experiment(workers={"backend": "ray", "count": 1}, budget={"candidates": 500})

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from evomerge.scoring import Scorer, TaskSpec
-from evomerge.scoring.forward import attention
-from evomerge.scoring.forward.prefixes import Cost, plan_passes
+from evomerge.scoring.forward import admission
+from evomerge.scoring.forward.masks import TreeMasks
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
 from tests.helpers.tiny_models import ROWS, TREES, plain_logprobs
 
 WINDOWS = ("gemma2", "gemma3", "mistral", "qwen2_window")
@@ -62,7 +63,7 @@ def test_a_scorer_says_whether_rows_are_shared(family, scoring_model, scoring_to
 def test_a_window_narrower_than_the_kept_path_is_kept_to(family, pairs, scoring_model, scoring_engine):
     """Rows, the beginning they share and single batches are all longer than the window."""
     model = scoring_model(family)
-    masks = attention.describe(model)
+    masks = admission.describe(model)
     assert masks.window == 16 < min(len(row) for row, _ in pairs if len(row) > 3)
     for batch_tokens in (24, 1024):
         assert_equal_to_plain_forwards(model, scoring_engine(model, pairs, batch_tokens=batch_tokens), pairs)
@@ -71,11 +72,11 @@ def test_a_window_narrower_than_the_kept_path_is_kept_to(family, pairs, scoring_
 @pytest.mark.parametrize("family", WINDOWS)
 def test_a_window_one_token_off_is_noticed(family, scoring_model):
     model = scoring_model(family)
-    masks = attention.describe(model)
-    assert attention.admit_trees(model, masks, 100)
+    masks = admission.describe(model)
+    assert admission.admit_trees(model, masks, 100)
     for off in (-1, 1):
         windows = {kind: window and window + off for kind, window in masks.windows.items()}
-        assert not attention.admit_trees(model, attention.Attention(windows, masks.dtype), 100)
+        assert not admission.admit_trees(model, TreeMasks(windows, masks.dtype), 100)
 
 
 def wrap(model, change):
@@ -133,7 +134,7 @@ def that_fails(given):
 def test_a_model_that_ignores_what_it_is_told_is_forwarded_row_by_row(change, pairs, scoring_model, scoring_engine):
     model = scoring_model("llama")
     wrap(model, change)
-    assert attention.describe(model) is not None
+    assert admission.describe(model) is not None
     engine = scoring_engine(model, pairs)
     assert not engine.shared
     assert_equal_to_plain_forwards(scoring_model("llama"), engine, pairs)
@@ -153,50 +154,12 @@ def test_running_out_of_memory_while_a_model_is_tried_out_says_nothing_of_the_mo
 
     wrap(model, no_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        attention.find(model, 100)
+        admission.find_masks(model, 100)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_a_half_precision_model_is_admitted_and_one_that_ignores_positions_is_not(family, scoring_model):
     model = scoring_model(family).bfloat16()
-    assert attention.find(model, 100) is not None
+    assert admission.find_masks(model, 100) is not None
     wrap(model, without_positions)
-    assert attention.find(model, 100) is None
-
-
-def test_a_mask_shows_each_token_its_path_and_its_ancestors_within_the_window(scoring_model):
-    ends = torch.tensor([[5, 3, 3, 5, 5]])
-    depths = torch.tensor([[2, 3, 4, 3, 4]])
-    masks = attention.Attention({"full_attention": None, "sliding_attention": 3}, torch.float32)
-    found = {kind: (mask[0, 0] == 0).int().tolist() for kind, mask in masks.masks(ends, depths, 2).items()}
-    assert found["full_attention"] == [
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 0, 0, 1, 0],
-        [1, 1, 1, 0, 0, 1, 1],
-    ]
-    assert found["sliding_attention"] == [
-        [1, 1, 1, 0, 0, 0, 0],
-        [0, 1, 1, 1, 0, 0, 0],
-        [0, 0, 1, 1, 1, 0, 0],
-        [0, 1, 1, 0, 0, 1, 0],
-        [0, 0, 1, 0, 0, 1, 1],
-    ]
-
-
-def test_a_walk_may_leave_out_batches_that_others_do_not_stand_on(scoring_model, scoring_few_shot):
-    model = scoring_model("llama")
-    rows = [torch.tensor(row).numpy() for row in dict.fromkeys(tuple(row) for row, _ in scoring_few_shot(12))]
-    made = plan_passes(rows, [1] * len(rows), 32, 256, Cost(0.003, 2.0))
-    masks = attention.find(model, 100)
-    number, line, column = made.places[-1][-1].tolist()
-    under = made.batches[number].under
-    assert set(range(number)) - set(under)
-    walk = attention.Walk(model, masks)
-    with torch.no_grad():
-        for at in (*under, number):
-            hidden, _ = walk.forward(attention.Step.of(made.batches[at], "cpu"))
-        wanted = model.model(input_ids=torch.tensor(rows[-1])[None])[0][0, -1]
-    assert walk.tokens < made.tokens
-    torch.testing.assert_close(hidden[line, column], wanted, rtol=0, atol=1e-4)
+    assert admission.find_masks(model, 100) is None
