@@ -12,36 +12,16 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 from transformers.pytorch_utils import Conv1D
 
 from evomerge.models.rope import rotary
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 29,
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 32,
-    "short_factor": [1.0] * 4,
-    "long_factor": [2.0] * 4,
-}
+from tests.helpers.ropes import COMMON, LONGROPE
 
 
 def llama(**options: Any) -> Any:
-    return AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, **options))
+    return AutoModelForCausalLM.from_config(LlamaConfig(**COMMON, **options))
 
 
 def gemma() -> Any:
     kinds = ["sliding_attention", "full_attention"]
-    return AutoModelForCausalLM.from_config(Gemma3TextConfig(**SIZES, head_dim=8, layer_types=kinds))
+    return AutoModelForCausalLM.from_config(Gemma3TextConfig(**COMMON, head_dim=8, layer_types=kinds))
 
 
 # --- models.rope -------------------------------------------------------------------------------------------
@@ -74,7 +54,7 @@ def test_a_long_forward_keeps_long_inv_freq() -> None:
 
 @pytest.mark.parametrize("name", ["standardize_rope_params", "validate_rope"])
 def test_a_config_has_its_method(name: str) -> None:
-    assert hasattr(LlamaConfig(**SIZES), name), f"config.{name} went: mend models/rope/changing.py"
+    assert hasattr(LlamaConfig(**COMMON), name), f"config.{name} went: mend models/rope/changing.py"
 
 
 @pytest.mark.parametrize("name", ["config", "head_dim", "layer_idx", "q_proj"])
@@ -120,7 +100,7 @@ def test_a_model_loads_from_tensors_without_content_and_reports_what_did_not_fit
 
 
 def test_a_failed_conversion_is_logged_with_its_tensor_and_error(caplog: pytest.LogCaptureFixture) -> None:
-    sizes = {**SIZES, "num_hidden_layers": 1}
+    sizes = {**COMMON, "num_hidden_layers": 1}
     model = AutoModelForCausalLM.from_config(MixtralConfig(**sizes, num_local_experts=2, num_experts_per_tok=1))
     prefix = "model.layers.0.block_sparse_moe.experts"
     state = {f"{prefix}.{expert}.w1.weight": torch.ones(24, 32 - expert) for expert in range(2)}
