@@ -87,7 +87,6 @@ SIMULATED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "random, all documents": ("random", {}, {"batch": "all"}),
     "pycma, 24 fresh documents": ("pycma", {}, {**_APART, "batch": 24, "adapt": False}),
     "default, batch fixed": ("cma", {}, {**_APART, "adapt": False}),
-    "default, with racing": ("cma", {}, {**_APART, "race": True}),
     "default": ("cma", {}, _APART),
 }
 _MARKS = (3_000, 10_000, 30_000, 100_000)

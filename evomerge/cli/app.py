@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
 from evomerge import __version__
 from evomerge.errors import EvomergeError
@@ -61,6 +62,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             err.print("stopped; what was finished is kept")
             raise typer.Exit(INTERRUPTED) from None
+        finally:
+            step.done()
 
     return wrapped
 
@@ -91,8 +94,29 @@ def warn_before(plan: Plan) -> list[str]:
     return found
 
 
-def step(text: str) -> None:
-    err.print(f"{text} ...", style="dim", markup=False, highlight=False)
+class Steps:
+    """Says on standard error what is being done: a line for each step, and on a terminal a clock beside the last."""
+
+    def __init__(self) -> None:
+        self._clock: Progress | None = None
+
+    def __call__(self, text: str) -> None:
+        """A step begins."""
+        self.done()
+        err.print(f"{text} ...", style="dim", markup=False, highlight=False)
+        if err.is_terminal:
+            self._clock = Progress(SpinnerColumn(), TimeElapsedColumn(), console=err, transient=True)
+            self._clock.add_task("")
+            self._clock.start()
+
+    def done(self) -> None:
+        """The last step is at its end."""
+        if self._clock is not None:
+            self._clock.stop()
+            self._clock = None
+
+
+step = Steps()
 
 
 def print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,9 @@ from evomerge.cli.app import INTERRUPTED, JsonFlag, StudyFolder, command, err, o
 from evomerge.errors import CheckpointError, ConfigError, StudyError, WorkerError
 
 if TYPE_CHECKING:
+    from evomerge.studies.experiment import Experiment
     from evomerge.studies.plan import Plan
+    from evomerge.studies.trials import Trial
 
 
 @command
@@ -20,15 +23,18 @@ def run(
     as_json: JsonFlag = False,
 ) -> None:
     """Run a search from an experiment file."""
+    step(f"reading {experiment}")  # before the imports, which take seconds
     from evomerge.studies import life
     from evomerge.studies.experiment import load_experiment
     from evomerge.studies.journal import check_storage
-    from evomerge.studies.plan import make_plan
 
     loaded = load_experiment(experiment)
     if (Path(loaded.study) / "experiment.yaml").exists():
         life.create(loaded)  # refuses, before any model is read
     check_storage(loaded.storage)
+    step("loading torch and transformers")
+    from evomerge.studies.plan import make_plan
+
     plan = make_plan(loaded, step)
     warn_before(plan)
     life.create(plan.experiment)
@@ -51,19 +57,30 @@ def resume(
     as_json: JsonFlag = False,
 ) -> None:
     """Go on with a study that was stopped, or give a finished one a larger budget."""
-    from evomerge.studies.life import reopen
+    step(f"reading {folder}")
+    from evomerge.studies import journal, life
+
+    experiment = life.reopen(folder, candidates, documents)
+    trials = journal.read_trials(folder) if journal.exists(folder) else []
+    searched = sum(trial.searched for trial in trials)
+    if candidates is not None and candidates < searched:
+        raise ConfigError("--candidates", [f"is {candidates}, but the study has {searched} already; give more"])
+    if experiment.budget == life.reopen(folder).budget and life.ended(folder, len(trials)):
+        step.done()
+        err.print("nothing is left to do: its budget is spent; give it more by --candidates or --documents")
+        _show(trials, experiment, folder, as_json)
+        return
+    step("loading torch and transformers")
     from evomerge.studies.plan import make_plan
 
-    _search(make_plan(reopen(folder, candidates, documents), step), as_json)
+    _search(make_plan(experiment, step), as_json)
 
 
 def _search(plan: Plan, as_json: bool) -> None:
-    from evomerge.results import tables
     from evomerge.results.live import LiveView
-    from evomerge.results.summary import summary
     from evomerge.studies import journal, study
-    from evomerge.studies.trials import best_trial
 
+    step.done()
     earlier = journal.read_trials(plan.folder) if journal.exists(plan.folder) else []
     try:
         with LiveView(err, plan.experiment.budget, earlier) as view:
@@ -71,7 +88,16 @@ def _search(plan: Plan, as_json: bool) -> None:
     except KeyboardInterrupt:
         err.print(f"stopped; go on with `evomerge resume {plan.folder}`", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
-    found = summary(trials, plan.experiment, str(plan.folder))
+    _show(trials, plan.experiment, plan.folder, as_json)
+
+
+def _show(trials: Sequence[Trial], experiment: Experiment, folder: Path, as_json: bool) -> None:
+    """What a search came to."""
+    from evomerge.results import tables
+    from evomerge.results.summary import summary
+    from evomerge.studies.trials import best_trial
+
+    found = summary(trials, experiment, str(folder))
     if as_json:
         print_json(found)
         return
@@ -80,9 +106,9 @@ def _search(plan: Plan, as_json: bool) -> None:
         out.print(tables.training_table(found["trained"]))
     if (winner := best_trial(trials)) is not None:
         out.print(tables.trials_table([winner], title="best trial"))
-    out.print(f"build it: evomerge export {plan.folder} OUT", soft_wrap=True, highlight=False)
-    if plan.experiment.fitness.holdout:
-        out.print(f"test it:  evomerge certify {plan.folder}", soft_wrap=True, highlight=False)
+    out.print(f"build it: evomerge export {folder} OUT", soft_wrap=True, highlight=False)
+    if experiment.fitness.holdout:
+        out.print(f"test it:  evomerge certify {folder}", soft_wrap=True, highlight=False)
 
 
 @command
@@ -92,14 +118,15 @@ def status(
     as_json: JsonFlag = False,
 ) -> None:
     """Show how a study stands, running or not."""
-    from evomerge.results import tables
-    from evomerge.results.summary import summary, trial_json
     from evomerge.studies import journal
     from evomerge.studies.life import reopen
-    from evomerge.studies.trials import ranked_trials
 
     experiment = reopen(folder)
     trials = journal.read_trials(folder) if journal.exists(folder) else []
+    from evomerge.results import tables
+    from evomerge.results.summary import summary, trial_json
+    from evomerge.studies.trials import ranked_trials
+
     found = summary(trials, experiment, str(folder))
     ranked = ranked_trials(trials)[:top]
     if as_json:
@@ -121,6 +148,7 @@ def check(
     as_json: JsonFlag = False,
 ) -> None:
     """Check an experiment without running it: files, models, search space, tasks, metrics."""
+    step(f"reading {experiment}")
     from evomerge.results import tables
     from evomerge.results.summary import plan_json
     from evomerge.studies.check import check_tasks, check_workers
@@ -135,6 +163,7 @@ def check(
     machine = check_workers(plan) if loaded.workers.address is None else {}
     step("building the tasks")
     documents, note = check_tasks(plan)
+    step.done()
     found = {**plan_json(plan), **machine}
     warnings = warn_before(plan)
     if as_json:

@@ -11,8 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
-from rich.text import Text
 
 from evomerge.results.tables import duration, trials_table
 from evomerge.studies.candidates.score import PHASES
@@ -46,6 +46,7 @@ class LiveView:
         self._here = 0  # trials of this session
         self._generation = (0, 0)
         self._start: float | None = None
+        self._spinner, self._step = Spinner("dots"), time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> LiveView:
@@ -60,7 +61,8 @@ class LiveView:
             self._live.stop()
 
     def message(self, text: str) -> None:
-        """A step of the set-up."""
+        """A step of the set-up begins."""
+        self._step = time.monotonic()
         self._console.print(f"{text} ...", style="dim", markup=False, highlight=False)
 
     def generation(self, number: int, size: int) -> None:
@@ -99,8 +101,9 @@ class LiveView:
         return pace * max(self._budget.candidates - len(self._trials), 0)
 
     def _render(self) -> RenderableType:
-        if self._start is None:
-            return Text("")
+        if self._start is None:  # nothing is evaluated yet: workers start
+            self._spinner.update(text=duration(time.monotonic() - self._step))
+            return self._spinner
         done, total = sum(trial.searched for trial in self._trials), self._budget.candidates
         grid = Table.grid(padding=(0, 2))
         grid.add_row("generation", f"{self._generation[0]}  ({self._generation[1]} candidates)")

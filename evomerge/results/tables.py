@@ -63,6 +63,7 @@ def summary_table(found: dict[str, Any]) -> Table:
     limit = found["budget"].get("candidates")
     table.add_row("study", found["study"])
     table.add_row("candidates", f"{found['candidates']}" + (f" of {limit}" if limit else ""))
+    table.add_row("finished", "yes" if found["finished"] else "no")
     if found["failed"]:
         table.add_row("failed", str(found["failed"]))
     table.add_row("generations", str(found["generations"]))

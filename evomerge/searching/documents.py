@@ -57,7 +57,7 @@ class Fidelity(Strict):
     @classmethod
     def _without_racing(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and "race" in data:
-            raise ValueError("race: is no rule any more, for it was no better at equal documents; remove it")
+            raise ValueError("race is no rule any more, for it was no better at equal documents; remove it")
         return data
 
     def mini_batch(self, documents: int, *, fresh: bool) -> int | None:

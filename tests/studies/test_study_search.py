@@ -154,7 +154,7 @@ def test_the_final_value_is_that_of_a_study_that_scores_on_all(lay: Lay, bench: 
 def test_an_interrupted_study_in_mini_batches_goes_on_as_if_it_had_never_stopped(
     name: str, storage: str, lay: Lay, bench: InlinePool
 ) -> None:
-    fidelity = {**MINI, "race": True}
+    fidelity = MINI
     whole = run(lay(name, "whole", fidelity=fidelity, storage=storage), bench)
     plan = lay(name, "parts", fidelity=fidelity, storage=storage)
     for stop in (2, 7):
@@ -285,7 +285,7 @@ def test_kill_9_at_random_moments_changes_nothing_in_mini_batches(
     name: str, lay: Lay, bench: InlinePool, killed: Callable[[Plan, int], int]
 ) -> None:
     budget = {"candidates": 60 if name == "cma" else 18}
-    fidelity = {**MINI, "race": name == "cma"}
+    fidelity = MINI
     whole = run(lay(name, "whole", budget=budget, fidelity=fidelity), bench)
     plan = lay(name, "killed", budget=budget, fidelity=fidelity)
     counts = [killed(plan, random.randint(1, 5)) for _ in range(10 if name == "cma" else 3)]

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evomerge.errors import WorkerError
 from evomerge.files.schema import Strict
@@ -35,6 +35,19 @@ class Workers(Strict):
     address: str | None = None
     timeout: float | None = Field(default=None, gt=0.0)
     retries: int = Field(default=2, ge=0)
+
+    @model_validator(mode="after")
+    def _without_ray(self) -> Workers:
+        if self.backend == "inline":
+            keys = [key for key in _RAYS_OWN if getattr(self, key) != type(self).model_fields[key].default]
+            if keys:
+                raise ValueError(
+                    "\n".join(f"{key}: has no meaning with backend: inline; remove it" for key in keys)
+                )
+        return self
+
+
+_RAYS_OWN = ("count", "address", "timeout", "retries")  # keys that backend: inline has no use for
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def test_a_fault_in_the_input_is_the_workers_own_message(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("fidelity", [{}, {"batch": 8, "select": 0.25, "race": True}], ids=["all", "mini-batches"])
+@pytest.mark.parametrize("fidelity", [{}, {"batch": 8, "select": 0.25}], ids=["all", "mini-batches"])
 def test_one_two_and_four_workers_give_the_same_study(
     write_experiment: Callable[..., Path], tmp_path: Path, pool: RayPool, fidelity: dict[str, Any]
 ) -> None:
