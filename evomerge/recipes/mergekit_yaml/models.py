@@ -85,6 +85,7 @@ class Models:
             self._check_slice(f"{path}.sources" if path else "models", part, experts)
 
     def _check_slice(self, path: str, part: Slice, experts: Sequence[Source]) -> None:
+        """Checks that a slice has each model once, and the models that the method needs in every layer."""
         models = [given.model for given in part.sources]
         self.faults += [
             f"{path}[{place}].model: {model} stands twice"
