@@ -7,13 +7,18 @@ from collections.abc import Iterable, Sequence
 
 
 class EvomergeError(Exception):
-    """Something a person can put right. `str()` says what is wrong, where, and what to do."""
+    """An error that a person can put right. Its text says what is wrong, where, and what to do."""
 
     exit_code = 2
 
 
 class ConfigError(EvomergeError):
-    """A YAML file says something that cannot be. Holds every fault found, not only the first."""
+    """A YAML file says something that cannot be.
+
+    Attributes:
+        where: the file, or the key in it.
+        faults: all faults that were found, one line each.
+    """
 
     def __init__(self, where: str, faults: Sequence[str]) -> None:
         self.where = where
@@ -22,7 +27,7 @@ class ConfigError(EvomergeError):
 
     @classmethod
     def join(cls, errors: Sequence[ConfigError]) -> ConfigError:
-        """The faults of several files as one error."""
+        """One error with the faults of several files."""
         return cls("", [line for error in errors for line in str(error).splitlines()])
 
 
@@ -43,7 +48,7 @@ class WorkerError(EvomergeError):
 
 
 def suggest(wrong: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest known one, then all of them."""
+    """A hint for an unknown name: the nearest known name, then all known names."""
     names = sorted(known)
     near = difflib.get_close_matches(wrong, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -24,6 +24,7 @@ LIGHT = (
     "evomerge.operators.distillation",
     "evomerge.recipes.canonical",
     "evomerge.recipes.files",
+    "evomerge.recipes.mergekit_yaml",
     "evomerge.recipes.parameters",
     "evomerge.recipes.recipe",
     "evomerge.searching.spaces.operator_genes",

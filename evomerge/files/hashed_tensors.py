@@ -1,4 +1,4 @@
-"""Safetensors files whose metadata hold the hash of their tensors, so that damage is found when they are read.
+"""Safetensors files whose metadata hold the hash of their tensors. Damage is found when they are read.
 
 They are written whole: see `files.writing.replacing`.
 """

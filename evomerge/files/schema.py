@@ -6,16 +6,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Strict(BaseModel):
-    """Base of every model that a person's file is read into: frozen, unknown keys refused."""
+    """The base class of all values that are read from a person's file: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
-# --- files -------------------------------------------------------------------------------------------------
-
-
 def faults_of(error: ValidationError) -> list[str]:
-    """A pydantic error as one line a fault, each with its path in the file."""
+    """The faults in a pydantic error as lines, each with its path in the file."""
     faults = []
     for detail in error.errors():
         path = ".".join(str(part) for part in detail["loc"])

@@ -1,4 +1,4 @@
-"""Finds the YAML definitions that ship with evomerge, and loads YAML strictly.
+"""Finds the YAML definitions that ship with evomerge.
 
 Definitions lie in `search_spaces/` and `fitness/`: at the top of a source checkout, and inside the installed
 package as `evomerge/_shipped/`. A reference to one is its name (`dare_ties_by_layer`) or a path.
@@ -16,18 +16,21 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def folder(kind: str) -> Path:
-    """The folder of the shipped definitions of a kind."""
+    """The folder with the shipped definitions of a kind."""
     shipped = _PACKAGE / "_shipped" / kind
     return shipped if shipped.is_dir() else _PACKAGE.parent / kind
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The shipped definitions of a kind, sorted."""
+    """The names of the shipped definitions of a kind, sorted."""
     return tuple(sorted(path.stem for path in folder(kind).glob("*.yaml")))
 
 
 def find(kind: str, reference: str, relative_to: Path, where: str) -> Path:
-    """The file that `reference` means: a path (relative to `relative_to`) or a shipped name.
+    """The file that `reference` means: a path (relative to `relative_to`) or the name of a shipped definition.
+
+    Args:
+        where: the key in a person's file that holds the reference, for the message.
 
     Raises:
         ConfigError: there is no such file; the message lists the shipped names.

@@ -1,4 +1,4 @@
-"""YAML, read strictly: safe, no key twice, every fault one clear line."""
+"""Reads and writes YAML. Reading is strict: no Python objects, no key twice, and each fault is one clear line."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    """The mapping in a YAML node, for the loader."""
     seen: set[Hashable] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
@@ -56,10 +57,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """A value as a file would have it.
+    """The value that a YAML text stands for.
+
+    Args:
+        where: what names the text, for the message.
 
     Raises:
-        ConfigError: it is not YAML.
+        ConfigError: the text is not YAML.
     """
     try:
         return yaml.load(text, Loader=_StrictLoader)
@@ -68,6 +72,6 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def write_yaml(value: Any) -> str:
-    """A value as YAML in reading order, short sequences on one line."""
+    """A value as YAML text. Keys keep their order, and short sequences stand on one line."""
     text: str = yaml.dump(value, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
     return text

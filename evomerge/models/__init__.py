@@ -1,1 +1,6 @@
-"""Models on disk and live: checkpoints, adapters, tokenizers, tensor names, and what transformers makes of them."""
+"""Models on disk and live: checkpoints, adapters, tokenizers, tensor names, and loading by transformers.
+
+`family` brings the base and the experts under the live model's names and shapes. It uses `input` (one model as its
+headers describe it), `conversion`, `adapters`, `token_rows` and `overlays`. There are no tables of architectures.
+`source` and `tensor_names` import without torch.
+"""

@@ -117,7 +117,7 @@ def _transformers_log() -> Iterator[list[str]]:
 
 
 def convert(model: Input) -> dict[str, LazyTensor]:
-    """The tensors that transformers loads from a folder under other names, or with other content, than lie there."""
+    """The tensors that transformers loads from a folder under other names or with other content than lie there."""
     with _complaining(model):
         loaded, info = AutoModelForCausalLM.from_pretrained(
             model.folder, dtype=getattr(torch, model.held.dtype), output_loading_info=True

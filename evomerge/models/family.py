@@ -1,11 +1,11 @@
 """The checkpoints of an experiment as the merger wants them: under the live model's names and in its shapes.
 
-Three kinds of input need tensors that lie in no file: folders whose tensors transformers renames or reshapes when it
-loads them (mixtures of experts, old GPT-2), LoRA adapters, and vocabularies that differ. Headers and configurations
-alone tell what such an input will be. Its tensors are made once, into overlays in a cache folder. All tensors that do
-not change stay views of the original files.
+Three kinds of input need tensors that lie in no file: folders whose tensors transformers renames or reshapes when
+it loads them (mixtures of experts, old GPT-2), LoRA adapters, and vocabularies that differ. Headers and
+configurations alone tell what such an input will be. Its tensors are made once, into overlays in a cache folder.
+All tensors that do not change stay views of the original files.
 
-An input whose tensors are made is known by the hash of everything that goes into it, so that its hash is known before
+An input whose tensors are made is known by the hash of everything that goes into it. So its hash is known before
 its tensors are made.
 """
 

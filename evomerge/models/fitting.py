@@ -1,4 +1,4 @@
-"""Checks that checkpoints fit together: the tensors that they have, the tensors' shapes and dtypes, and their values."""
+"""Checks that checkpoints fit together: that they have the same tensors, of sound shapes, dtypes and values."""
 
 from __future__ import annotations
 

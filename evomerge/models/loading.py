@@ -1,4 +1,4 @@
-"""What transformers makes of a model folder: the live model, its tokenizer, and its skeleton without weights."""
+"""Loads a model folder by transformers: the live model, its tokenizer, and its skeleton without weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ _TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 @contextmanager
 def loading(folder: Path, where: str = "") -> Iterator[None]:
-    """Turns what transformers raises for a folder that it cannot read into one line."""
+    """Turns any error of transformers for a folder that it cannot read into one line.
+
+    Args:
+        where: what names the model in a person's file, for the message.
+
+    Raises:
+        CheckpointError: for any error inside.
+    """
     try:
         yield
     except CheckpointError:
@@ -40,7 +47,8 @@ def load_model(folder: Path, dtype: str, device: str, rows: int | None = None) -
     """A model ready to be scored: in evaluation mode, without gradients.
 
     Args:
-        rows: the size that its vocabulary is changed to. New rows are to be overwritten.
+        rows: the number of tokens to which the vocabulary is resized. New rows hold no sound values: the caller
+            overwrites them.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -89,10 +97,10 @@ class Skeleton:
     """A model without its weights.
 
     Attributes:
-        shapes: its parameters, tied ones once.
-        tied: other names of tied parameters -> the name in `shapes`.
-        rows: the parameters with one row for each token: input embedding, head, the head's bias.
-        conv1d: weights kept as (inputs, outputs).
+        shapes: parameter -> its shape, tied parameters once.
+        tied: second name of a tied parameter -> its name in `shapes`.
+        rows: the names of parameters with one row for each token: input embedding, head, the head's bias.
+        conv1d: the names of weights that are kept as (inputs, outputs).
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -102,7 +110,7 @@ class Skeleton:
 
 
 def skeleton(folder: Path, where: str = "base") -> Skeleton:
-    """The skeleton of a model folder. Allocates nothing.
+    """The skeleton of a model folder. Allocates no weights.
 
     Raises:
         CheckpointError: transformers does not know the model.

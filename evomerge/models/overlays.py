@@ -1,4 +1,4 @@
-"""Checkpoints of which some tensors are made when they are read."""
+"""Overlays: safetensors files whose tensors take the place of a checkpoint's, and are made once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ADVICE = "it holds converted weights"  # where the disk does not take an overla
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor to be made, of a dtype and shape that are known before."""
+    """A tensor that is not made yet, but whose dtype and shape are known."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -33,10 +33,10 @@ class LazyTensor:
 
 
 def is_overlay(path: Path, *, whole: bool) -> bool:
-    """Whether an overlay is there and sound.
+    """Whether there is a sound overlay at a path.
 
     Args:
-        whole: whether to read every byte and compare with its checksum; else header and length count alone.
+        whole: whether to read every byte and compare it with the checksum. Else only header and length are checked.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as opened:
@@ -51,7 +51,12 @@ def is_overlay(path: Path, *, whole: bool) -> bool:
 
 
 def write_overlay(path: Path, made: Mapping[str, LazyTensor], where: str) -> None:
-    """Writes an overlay one tensor after the other, aside, and renames it when it is complete.
+    """Makes an overlay's tensors one after the other, and writes each before the next is made.
+
+    The file is whole or not there, see `files.writing.replacing`.
+
+    Args:
+        where: what names the model in a person's file, for messages.
 
     Raises:
         CheckpointError: a tensor comes out with values that are not finite.
@@ -84,7 +89,7 @@ def write_overlay(path: Path, made: Mapping[str, LazyTensor], where: str) -> Non
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Holds a file's lock, so that of several workers one makes it."""
+    """Holds the lock of an overlay, so that only one of several workers makes it."""
     with saving(path, _ADVICE):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_suffix(".lock").open("w")

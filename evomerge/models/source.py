@@ -11,7 +11,13 @@ from evomerge.files.schema import Strict
 
 
 class Source(Strict):
-    """A checkpoint: where it is found, and what its weights hash to."""
+    """Where a checkpoint is found, and the hash of its weights.
+
+    Attributes:
+        model: a folder, or a Hub id (`org/name`).
+        revision: the Hub's branch, tag or commit; None takes the main branch.
+        sha256: the hash of the weights; None if it is not known yet.
+    """
 
     model: str
     revision: str | None = None
@@ -21,12 +27,12 @@ class Source(Strict):
         return self.model + (f"@{self.revision}" if self.revision else "")
 
     def identity(self) -> str:
-        """What the recipe's hash takes: the content, wherever it lies."""
+        """What stands for the checkpoint in a recipe's hash: its weights' hash, or its name if there is none."""
         return self.sha256 or str(self)
 
 
 def parse_source(value: Any) -> Any:
-    """`model` or `model@revision` as a mapping; anything else as it is."""
+    """The mapping that a text `model` or `model@revision` stands for. Other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     model, at, revision = value.rpartition("@")
@@ -38,15 +44,19 @@ def parse_source(value: Any) -> Any:
 SourceField = Annotated[Source, BeforeValidator(parse_source)]
 
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "bfloat16", "float16"]  # what merged models may be kept in
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
-Vocabulary = Literal["base", "union"]
+Vocabulary = Literal["base", "union"]  # what to do where vocabularies differ, see `models.vocabulary`
 
 
 def relocate(source: Source, folder: Path) -> Source:
-    """The source with a local path made absolute; a Hub id stays as it is."""
+    """A source whose local path is absolute. A Hub id is returned unchanged.
+
+    Args:
+        folder: the folder to which a relative path is relative.
+    """
     local = (folder / Path(source.model).expanduser()).resolve()
     explicit = source.model.startswith((".", "/", "~"))
     if source.revision is None and (explicit or local.exists() or source.model.count("/") != 1):

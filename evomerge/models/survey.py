@@ -1,4 +1,4 @@
-"""What the checkpoints of an experiment are, found without loading a model."""
+"""Surveys the checkpoints of an experiment without loading a model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Survey:
-    """What the checkpoints are, found without loading a model.
+    """What the checkpoints of an experiment are.
 
     Attributes:
         base, experts: the sources, with the sha256 of their weights.
-        layers: the model's number of layers.
-        parameters: its number of parameters, tied ones once.
+        dtype: the dtype of merged models.
+        layers: the number of layers of the model.
+        parameters: the number of elements of all its parameters, tied ones once.
         largest: the number of elements of its largest parameter.
-        nbytes: bytes of all checkpoints together.
-        plain: whether all are merged as their files have them: no adapter, and no tensor converted.
+        nbytes: the size of all checkpoints together, in bytes.
+        plain: whether all models are merged as their files have them: no adapter, and no tensor converted.
+        names: the names of the live model's parameters.
     """
 
     base: Source
@@ -49,35 +51,36 @@ def survey_models(
 
     Args:
         dtype: `auto` takes the base's.
-        vocabulary: what to do where vocabularies differ; None refuses it.
+        progress: called with a line before each step that may take long.
+        vocabulary: what to do where vocabularies differ; None refuses models whose vocabularies do.
 
     Raises:
         CheckpointError: a checkpoint is missing, damaged, or does not fit.
     """
-    found = Inputs(base, experts, vocabulary)
-    if found.added:
-        found.tokenizer()  # refuses ids that it cannot give
+    inputs = Inputs(base, experts, vocabulary)
+    if inputs.added:
+        inputs.tokenizer()  # refuses ids that it cannot give
     hashed = {}
     for name, source in (("", base), *experts.items()):
         where = f"experts.{name}" if name else "base"
         progress(f"reading {source}")
-        found.check_contents(name)
-        if source.sha256 not in (None, found.sha256(name)):
+        inputs.check_contents(name)
+        if source.sha256 not in (None, inputs.sha256(name)):
             raise CheckpointError(
                 f"{where}: {source} does not hold the weights that its sha256 stands for; they have changed since"
             )
-        hashed[name] = source.model_copy(update={"sha256": found.sha256(name)})
-    chosen = found.dtype if dtype == "auto" else dtype
+        hashed[name] = source.model_copy(update={"sha256": inputs.sha256(name)})
+    chosen = inputs.dtype if dtype == "auto" else dtype
     if chosen not in DTYPES:
         raise CheckpointError(f"base: {base} is {chosen}; give dtype: float32, bfloat16 or float16")
     return Survey(
         base=hashed[""],
         experts={name: hashed[name] for name in experts},
         dtype=chosen,
-        layers=tensor_names.layer_count(tensor_names.places(found.shapes)),
-        parameters=sum(math.prod(shape) for shape in found.shapes.values()),
-        largest=max(math.prod(shape) for shape in found.shapes.values()),
-        nbytes=found.nbytes,
-        plain=found.plain,
-        names=list(found.shapes),
+        layers=tensor_names.layer_count(tensor_names.places(inputs.shapes)),
+        parameters=sum(math.prod(shape) for shape in inputs.shapes.values()),
+        largest=max(math.prod(shape) for shape in inputs.shapes.values()),
+        nbytes=inputs.nbytes,
+        plain=inputs.plain,
+        names=list(inputs.shapes),
     )

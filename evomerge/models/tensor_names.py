@@ -32,8 +32,15 @@ _NUMBERED = re.compile(r"^(.*?)\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Place:
-    """Where one tensor sits. `layer` is clamped for tensors outside the layers: those before the first layer
-    (embeddings) take 0, those after the last (final norm, head) take the last layer's number."""
+    """Where one tensor sits.
+
+    Attributes:
+        layer: the number of its layer. Tensors before the first layer (embeddings) have 0, those after the last one
+            (final norm, head) have the last layer's number.
+        module: its module group, one of `MODULES`.
+        inside: whether it belongs to one of the layers.
+        name: its whole name.
+    """
 
     layer: int
     module: str
@@ -60,6 +67,7 @@ def telling_part(name: str) -> str:
 
 
 def _match(name: str) -> tuple[str, str]:
+    """The module group of a tensor, and the part of its name that tells it."""
     for part in name.split("."):
         for module, pattern in _PATTERNS:
             if pattern.search(part):
@@ -75,18 +83,18 @@ def places(names: Iterable[str]) -> dict[str, Place]:
     layers = prefixes.most_common(1)[0][0] if prefixes else None
     inside = {name: int(match.group(2)) for name, match in numbered.items() if match.group(1) == layers}
     last = max(inside.values(), default=0)
-    found = {}
+    placed = {}
     for name in names:
         module = module_of(name)
         if name in inside:
-            found[name] = Place(inside[name], module, inside=True, name=name)
+            placed[name] = Place(inside[name], module, inside=True, name=name)
         else:
-            found[name] = Place(0 if module == "embedding" else last, module, inside=False, name=name)
-    return found
+            placed[name] = Place(0 if module == "embedding" else last, module, inside=False, name=name)
+    return placed
 
 
 def is_pattern(key: str) -> bool:
-    """Whether a key names tensors and no module group: a shell pattern (`*q_proj*`), or a tensor's whole name."""
+    """Whether a key is a pattern of tensors' names (`*q_proj*`), or a whole name, and no module group."""
     return key != "*" and any(sign in key for sign in "*?[.")
 
 

@@ -1,4 +1,4 @@
-"""The rows of a family's embeddings and heads, matched by the tokens of its tokenizers where vocabularies differ."""
+"""The rows of a family's embeddings and heads, matched by token where the models' vocabularies differ."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class TokenRows:
         self.rows = self._alignment.rows if self.added else None
 
     def _align(self, policy: Vocabulary) -> vocabulary.Alignment:
+        """Reads all tokenizers, and matches the models' rows by token."""
         self._tokenizers = {name: self._tokenizer(model) for name, model in self._models.items()}
         holdings = {
             name: vocabulary.Holding(self._tokenizers[name].get_vocab(), self._count(model))

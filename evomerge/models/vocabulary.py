@@ -22,7 +22,12 @@ from evomerge.models.source import Vocabulary
 
 @dataclass(frozen=True)
 class Holding:
-    """What one model has: its tokenizer's tokens with their ids, and its rows."""
+    """What one model has.
+
+    Attributes:
+        tokens: token -> its id, in the model's tokenizer.
+        rows: the number of rows of its embedding.
+    """
 
     tokens: Mapping[str, int]
     rows: int
@@ -33,9 +38,9 @@ class Alignment:
     """Where each model's rows go.
 
     Attributes:
-        rows: how many the result has.
-        sources: model ("" is the base) -> int64 (rows,), which of its own rows goes there, or -1. A model that
-            needs no change is missing.
+        rows: the number of rows of the result.
+        sources: model ("" is the base) -> int64 (rows,): for each row of the result the number of the model's own
+            row that goes there, or -1. A model whose rows stay as they are is missing.
         added: the tokens that the base's tokenizer needs besides its own -> their ids.
     """
 
@@ -45,7 +50,7 @@ class Alignment:
 
 
 def align(policy: Vocabulary, base: Holding, experts: Mapping[str, Holding]) -> Alignment:
-    """Matches the models' rows by token."""
+    """Matches the rows of the base and of the experts by token."""
     ids = dict(base.tokens)
     added: dict[str, int] = {}
     if policy == "union":
@@ -82,6 +87,7 @@ def _by_row(holding: Holding) -> list[tuple[str, int]]:
 
 
 def _source(ids: Mapping[str, int], rows: int, holding: Holding) -> torch.Tensor:
+    """int64 (rows,): for each row of the result the number of a model's own row that goes there, or -1."""
     source = torch.full((rows,), -1)
     for token, row in _by_row(holding):
         if token in ids and ids[token] < rows:
@@ -95,8 +101,8 @@ def realign(
     """One model's rows in the result's order.
 
     Args:
-        name: the model's, "" for the base.
-        base, experts: the tensors as they were: (rows, ...) each.
+        name: the model's name, "" for the base.
+        base, experts: the same tensor of all models before rows are matched: (rows, ...) each.
 
     Returns:
         (alignment.rows, ...), in the wider of the base's dtype and the model's own.
@@ -112,7 +118,10 @@ def realign(
 
 
 def _common(alignment: Alignment, base: torch.Tensor, experts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The rows of the base, with means of the experts' where it has none. Sums run in the order of names."""
+    """The base's rows in the result's order, and where the base has none the mean of the experts' rows.
+
+    Sums run in the order of the experts' names, so that the bits do not depend on the order in a file.
+    """
     own = alignment.sources.get("", torch.arange(base.shape[0]))
     out = torch.zeros((alignment.rows, *base.shape[1:]), dtype=base.dtype)
     has = own >= 0

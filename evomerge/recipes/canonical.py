@@ -1,4 +1,7 @@
-"""The one form in which a recipe's parameters are kept: complete tables, sorted and normalized."""
+"""The one form in which a recipe keeps its method, options and parameters: complete, sorted and normalized.
+
+People may write them in shorter forms, see `recipes.recipe`.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,23 @@ from typing import Any
 from evomerge import plugins
 from evomerge.errors import suggest
 from evomerge.models.tensor_names import MODULES, is_pattern
+from evomerge.recipes.parameters import Parameter
 
-ANY = "*"  # all module groups that are not named
+ANY = "*"  # the key of all tensors that no other key takes
 
-Values = float | list[float]
+Values = float | list[float]  # one number for all layers, or one for each layer
 
-
-# Canonical form of one parameter: pattern, module group or ANY -> expert, or "" for all experts together -> values.
+# Pattern, module group or ANY -> expert, or "" for all experts together -> values.
 Table = dict[str, dict[str, Values]]
 
 
 def at_place(values: Values, layer: int) -> float:
+    """The value in one layer."""
     return values[layer] if isinstance(values, list) else values
 
 
-# --- from what people write to the canonical form ----------------------------------------------------------
-
-
 def normalized(data: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with every option and parameter present, in canonical form.
+    """A recipe's data with every option and parameter present, in canonical form.
 
     Raises:
         ValueError: with all faults of method, options and parameters, one a line.
@@ -64,22 +65,19 @@ def _methods(given: str | Mapping[str, Any]) -> tuple[str | dict[str, str], list
         faults.append('method: has none for all other tensors; give method."*"')
     if faults:
         return "", faults
-    ordered = _ordered(rows)
-    if set(ordered.values()) == {ordered[ANY]}:
-        return ordered[ANY], []
-    rest = ordered[ANY]
-    return {key: name for key, name in ordered.items() if key == ANY or is_pattern(key) or name != rest}, []
-
-
-def _ordered(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Patterns in their order, then module groups in that of MODULES, then ANY."""
-    patterns = [key for key in rows if is_pattern(key)]
-    return {key: rows[key] for key in (*patterns, *MODULES, ANY) if key in rows}
+    by_key = _ordered(rows)
+    if set(by_key.values()) == {by_key[ANY]}:
+        return by_key[ANY], []
+    rest = by_key[ANY]
+    return {key: name for key, name in by_key.items() if key == ANY or is_pattern(key) or name != rest}, []
 
 
 def _options(given: Any, methods: list[str]) -> tuple[dict[str, dict[str, bool]], list[str]]:
-    """All options of each method. `given` is option -> bool for all methods that have it, method -> options, or
-    both; what names a method wins."""
+    """All options of each method, and the faults.
+
+    Args:
+        given: option -> bool for all methods that have it, method -> options, or both. What names a method wins.
+    """
     known = {name: dict(plugins.load("methods", name).OPTIONS) for name in methods}
     if not isinstance(given, Mapping):
         return {}, ["options: must be a mapping"]
@@ -89,7 +87,7 @@ def _options(given: Any, methods: list[str]) -> tuple[dict[str, dict[str, bool]]
         if not any(key in options for options in known.values()):
             names = {option for options in known.values() for option in options}
             faults.append(f"options.{key}: {' and '.join(methods)} has no such key.{suggest(str(key), names)}")
-    found = {}
+    complete = {}
     for name, defaults in known.items():
         own = given.get(name) or {}
         if not isinstance(own, Mapping):
@@ -100,8 +98,8 @@ def _options(given: Any, methods: list[str]) -> tuple[dict[str, dict[str, bool]]
             for key in own
             if key not in defaults
         ]
-        found[name] = {**defaults, **{key: value for key, value in everywhere.items() if key in defaults}, **own}
-    return found, faults
+        complete[name] = {**defaults, **{key: value for key, value in everywhere.items() if key in defaults}, **own}
+    return complete, faults
 
 
 def _parameters(
@@ -127,33 +125,33 @@ def _parameters(
     return tables, faults
 
 
-def shared_parameters(methods: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
-    """Parameter name -> `methods.Parameter`, of all these methods together, and the faults.
+def shared_parameters(methods: Iterable[str]) -> tuple[dict[str, Parameter], list[str]]:
+    """The parameters of several methods together, by name, and the faults.
 
     A parameter that several methods have takes the tightest bounds, and the default that all of them share.
     """
-    found: dict[str, Any] = {}
+    shared: dict[str, Parameter] = {}
     faults = []
     for method in methods:
         for parameter in plugins.load("methods", method).PARAMETERS:
-            other = found.setdefault(parameter.name, parameter)
+            other = shared.setdefault(parameter.name, parameter)
             if other.per_expert != parameter.per_expert:
                 faults.append(
                     f"method: {method} and another one mean different things by {parameter.name} (one value for "
                     "each expert, one for all); take other methods together"
                 )
-            found[parameter.name] = replace(
+            shared[parameter.name] = replace(
                 other,
                 low=max(other.low, parameter.low),
                 high=min(other.high, parameter.high),
                 open_low=other.open_low or parameter.open_low,
                 default=other.default if other.default == parameter.default else None,
             )
-    return found, faults
+    return shared, faults
 
 
 def name_faults(experts: Iterable[str]) -> list[str]:
-    """What is wrong with experts' names: in a recipe they stand beside module groups."""
+    """The faults of experts' names. In a recipe the names stand beside module groups, and must differ from them."""
     return [
         f"experts.{name}: is {'the name of a module group' if name in MODULES else 'no name'}; "
         "name the expert otherwise"
@@ -163,7 +161,7 @@ def name_faults(experts: Iterable[str]) -> list[str]:
 
 
 def expert_faults(method: str, count: int) -> list[str]:
-    """What is wrong with merging `count` experts by a method."""
+    """The faults of merging `count` experts by a method: one line if it takes fewer or more, else none."""
     fewest, most = plugins.load("methods", method).EXPERTS
     if count >= fewest and (most is None or count <= most):
         return []
@@ -172,10 +170,19 @@ def expert_faults(method: str, count: int) -> list[str]:
     return [f"experts: {method} takes {wanted} {noun}, but there {'is' if count == 1 else 'are'} {count}"]
 
 
+# --- one parameter -------------------------------------------------------------------------------------------
+
+
 def _table(
-    value: Any, path: str, parameter: Any, experts: list[str], layers: int | None
+    value: Any, path: str, parameter: Parameter, experts: list[str], layers: int | None
 ) -> tuple[Table, list[str]]:
-    """A parameter's canonical table and its faults. See the module's docstring for what `value` may be."""
+    """A parameter's canonical table and its faults.
+
+    Args:
+        value: what a recipe file has for the parameter, see `recipes.recipe`.
+        path: where `value` stands in the file.
+        layers: the model's number of layers; None if it is not known.
+    """
     keys = experts if parameter.per_expert else [""]
     faults: list[str] = []
     table: Table = {}
@@ -206,7 +213,10 @@ def _table(
 
 
 def _complete_rows(table: Table, path: str, keys: list[str]) -> list[str]:
-    """Fills rows' missing experts from ANY, orders rows, drops those that repeat ANY, tells what is missing."""
+    """Completes a table in place, and returns the faults.
+
+    Experts that a row lacks are filled in from the row ANY, rows are ordered, and rows that repeat ANY are dropped.
+    """
     default = table.get(ANY, {})
     missing = [key for key in keys if key not in default]
     named = [module for module in table if module != ANY]
@@ -222,16 +232,17 @@ def _complete_rows(table: Table, path: str, keys: list[str]) -> list[str]:
             return [f"{path}.{module}: has no value for {key}" for key in keys if row[key] is None]
         table[module] = row  # type: ignore[assignment]
     table.setdefault(ANY, table.get(MODULES[-1], {}))
-    ordered = _ordered(table)
+    rows = _ordered(table)
     table.clear()
-    table.update(ordered)
+    table.update(rows)
     for module in MODULES:
         if table.get(module) == table[ANY]:
             del table[module]
     return []
 
 
-def _values(node: Any, parameter: Any, layers: int | None) -> tuple[Values, list[str]]:
+def _values(node: Any, parameter: Parameter, layers: int | None) -> tuple[Values, list[str]]:
+    """The values in a number or a list of numbers, and the faults. Equal values of all layers become one number."""
     numbers = node if isinstance(node, list) else [node]
     faults = []
     for number in numbers:
@@ -247,3 +258,9 @@ def _values(node: Any, parameter: Any, layers: int | None) -> tuple[Values, list
     if not isinstance(node, list) or (floats and all(number == floats[0] for number in floats)):
         return floats[0], faults
     return floats, faults
+
+
+def _ordered(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows in canonical order: patterns as they stand, then module groups in the order of MODULES, then ANY."""
+    patterns = [key for key in rows if is_pattern(key)]
+    return {key: rows[key] for key in (*patterns, *MODULES, ANY) if key in rows}

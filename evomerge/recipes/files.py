@@ -19,7 +19,7 @@ def read_recipe_file(path: Path, layers: int | None = None, dtype: str | None = 
     """The recipe in a file. Relative model paths are relative to the file.
 
     Args:
-        layers, dtype: the base's, for a file that does not say.
+        layers, dtype: the base's number of layers and its dtype, for a file that does not say them.
 
     Raises:
         ConfigError: with every fault of the file.
@@ -43,7 +43,7 @@ def read_recipe_file(path: Path, layers: int | None = None, dtype: str | None = 
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML, with its hash on top, in the short form that people write."""
+    """A recipe as YAML in the short form that people write, with its hash at the top."""
     content = recipe.model_dump(mode="json", exclude_none=True)
     content["parameters"] = {name: _shortened(table) for name, table in recipe.parameters.items()}
     content["options"] = _shortened_options(recipe)
@@ -51,10 +51,11 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 
 
 def _shortened(table: Table) -> Any:
-    """A table without the keys that stand for everything: `*` alone, and "" for all experts together."""
+    """A table without the keys that stand for everything: `*` if it is the only row, and "" for all experts."""
     rows = {module: row.get("", row) for module, row in table.items()}
     return rows[ANY] if set(rows) == {ANY} else rows
 
 
 def _shortened_options(recipe: Recipe) -> Any:
+    """The options by method; those of the only method without its name."""
     return recipe.options if len(recipe.options) > 1 else next(iter(recipe.options.values()))

@@ -10,9 +10,10 @@ class Parameter:
     """A coefficient of a method.
 
     Attributes:
-        per_expert: one value for each expert, or one for all of them together.
-        low, high: the range of sound values, inclusive unless `open_low`.
-        default: the value where a recipe gives none; None makes it required.
+        per_expert: whether each expert has its own value; else there is one for all experts together.
+        low, high: the range of sound values, both included.
+        open_low: whether `low` itself is no sound value.
+        default: the value where a recipe gives none. None makes the parameter required.
         selects: whether the parameter says which elements take part. As functions of it, merged weights jump and
             are flat between the jumps.
     """
@@ -26,7 +27,7 @@ class Parameter:
     selects: bool = False
 
     def fault(self, value: float) -> str | None:
-        """Why a value is unsound, or None."""
+        """Why a value is unsound; None if it is sound."""
         above = value > self.low if self.open_low else value >= self.low
         if above and value <= self.high:
             return None

@@ -40,9 +40,17 @@ from evomerge.recipes.canonical import ANY, Table, at_place, normalized
 # Whether recipes are built by fused, compiled passes. It changes the speed and no bit, and is in no recipe.
 Compile = Literal["auto", "always", "never"]
 
+# The fields in which all recipes of a study agree.
+FRAME = {"base", "experts", "dtype", "layers", "seed", "vocabulary"}
+
 
 class Corpus(Strict):
-    """A file of texts to train on: where it lies, and the sha256 of its bytes."""
+    """A file of texts to train on.
+
+    Attributes:
+        path: where the file lies.
+        sha256: the hash of the file's bytes; None if it is not known yet.
+    """
 
     path: str
     sha256: str | None = None
@@ -55,9 +63,9 @@ class OperatorStep(Strict):
     """A mutation operator with its options, as applied to this candidate.
 
     Attributes:
-        options: every option. A file to train on counts by its content, as checkpoints do.
-        delta: the sha256 of the file that a training operator left, see `operators`. Without it the
-            recipe says how the candidate is trained; with it, what came of that, bit for bit.
+        options: every option. The recipe's hash takes a file to train on by its content, as it takes checkpoints.
+        delta: the sha256 of the file that a training operator left, see `operators`. Without it the recipe says how
+            the candidate is trained. With it the recipe says what the training changed, bit for bit.
     """
 
     name: str
@@ -69,11 +77,14 @@ class Recipe(Strict):
     """Everything needed to build a candidate. Equal content gives an equal `sha256`.
 
     Attributes:
-        method: a method, or methods by module group or tensor pattern, with ANY for all else.
+        method: a method, or methods by module group or tensor pattern, with ANY for all other tensors.
+        layers: the base's number of layers.
+        seed: decides the masks of methods that drop elements.
         options: method -> all its options.
-        parameters: parameter -> its table; the rows of tensor patterns stand first, in the order in which they are
+        parameters: parameter -> its table. The rows of tensor patterns stand first, in the order in which they are
             tried, then those of module groups, then ANY.
-        vocabulary: what to do where an expert's vocabulary differs: see `models.family`.
+        vocabulary: what to do where an expert's vocabulary differs, see `models.vocabulary`. None refuses it.
+        operators: the operators that act after the merge, in their order.
     """
 
     method: str | dict[str, str]
@@ -102,16 +113,16 @@ class Recipe(Strict):
 
     @property
     def methods(self) -> list[str]:
-        """The methods it uses, each once."""
+        """The methods that the recipe uses, each once."""
         return [self.method] if isinstance(self.method, str) else sorted(set(self.method.values()))
 
     @cached_property
     def sha256(self) -> str:
-        """The recipe's hash, over canonical JSON. Checkpoints count by content, not by path."""
+        """The hash of the recipe's canonical JSON. Checkpoints and texts count by content, not by path."""
         content = self.model_dump(mode="json", exclude_none=True)
         content["base"] = self.base.identity()
         content["experts"] = {name: source.identity() for name, source in self.experts.items()}
-        # Lists, for the order of patterns counts.
+        # As lists, because the order of patterns decides which one is tried first.
         content["parameters"] = {name: list(table.items()) for name, table in self.parameters.items()}
         if isinstance(self.method, dict):
             content["method"] = list(self.method.items())
@@ -119,30 +130,30 @@ class Recipe(Strict):
         return digest_of_json(content, separators=(",", ":"), allow_nan=False)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Recipe:
-        """As pydantic's, but without the original's hash, which pydantic would copy along."""
+        """A copy as pydantic makes it, but without the original's hash, which pydantic would copy along."""
         copied = super().model_copy(update=update, deep=deep)
         copied.__dict__.pop("sha256", None)
         return copied
 
     def method_at(self, place: Place) -> str:
-        """The method of a tensor at `place`."""
+        """The method that merges a tensor at `place`."""
         if isinstance(self.method, str):
             return self.method
         return self.method[key_of(self.method, place) or ANY]
 
     def coefficients(self, place: Place) -> dict[str, tuple[float, ...]]:
-        """Each parameter's values for a tensor at `place`: (K,) if per expert, else (1,)."""
-        found = {}
+        """Parameter -> its values for a tensor at `place`: (K,), one for each expert, or (1,), one for all."""
+        values = {}
         for parameter in plugins.load("methods", self.method_at(place)).PARAMETERS:
             table = self.parameters[parameter.name]
             row = table[ANY] if len(table) == 1 else table[key_of(table, place) or ANY]
             keys = self.experts if parameter.per_expert else ("",)
-            found[parameter.name] = tuple(at_place(row[key], place.layer) for key in keys)
-        return found
+            values[parameter.name] = tuple(at_place(row[key], place.layer) for key in keys)
+        return values
 
 
 def _by_content(options: Any) -> Any:
-    """Options with each `Corpus` in them as the sha256 of its texts, wherever they lie."""
+    """An operator's options in which each `Corpus` with a known hash is replaced by that hash."""
     if isinstance(options, Mapping):
         if options.keys() == {"path", "sha256"} and options["sha256"]:
             return options["sha256"]
@@ -153,7 +164,11 @@ def _by_content(options: Any) -> Any:
 
 
 def pattern_faults(recipe: Recipe, names: Iterable[str]) -> list[str]:
-    """The patterns of a recipe that match none of the live model's parameters, one a line."""
+    """The faults of patterns in a recipe that match no parameter of the live model, one a line.
+
+    Args:
+        names: the live model's parameters.
+    """
     names = list(names)
     tables: dict[str, Iterable[str]] = {f"parameters.{name}": table for name, table in recipe.parameters.items()}
     if isinstance(recipe.method, dict):
@@ -167,10 +182,13 @@ def pattern_faults(recipe: Recipe, names: Iterable[str]) -> list[str]:
 
 
 def parent_recipe(recipe: Recipe, name: str) -> Recipe:
-    """One of the models that a recipe merges as a recipe of its own, without operators: an expert, or `base`.
+    """The recipe that builds one of the models that another recipe merges, without operators.
+
+    Args:
+        name: an expert's name, or `base`.
 
     Raises:
-        CandidateError: it merges no such model.
+        CandidateError: the recipe merges no such model.
     """
     models = ["base", *recipe.experts]
     if name not in models:
@@ -181,6 +199,3 @@ def parent_recipe(recipe: Recipe, name: str) -> Recipe:
         weights = {expert: float(expert == name) for expert in recipe.experts}
         merge = {"method": "linear", "parameters": {"weight": weights}}
     return Recipe.model_validate({**{key: getattr(recipe, key) for key in FRAME}, **merge})
-
-
-FRAME = {"base", "experts", "dtype", "layers", "seed", "vocabulary"}  # of a recipe: what all of a study have alike

@@ -38,3 +38,21 @@ def test_a_gpu_gives_the_bits_of_a_cpu() -> None:
         weight, left, right = matrices[0].to(dtype), *matrices[1:]
         device = low_rank.fold(weight.cuda(), left.cuda(), right.cuda(), 0.7).cpu()
         assert torch.equal(device, low_rank.fold(weight, left, right, 0.7))
+
+
+def test_folding_gives_the_same_bits_on_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    weight, left, right = torch.randn(700, 513).bfloat16(), torch.randn(700, 9), torch.randn(9, 513)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(low_rank.fold(weight, left, right, 0.7))
+    torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results)
+    expected = torch.zeros(700, 513)
+    for k in range(9):
+        expected = expected + left[:, k, None] * right[k]
+    assert torch.equal(results[0], (0.7 * expected + weight.float()).bfloat16())
+    exact = weight.double() + 0.7 * left.double() @ right.double()
+    assert (results[0].double() - exact).abs().max() <= 2**-8 * exact.abs().max()

@@ -2,9 +2,9 @@
 
 transformers computes the frequencies once, when a model is made, and keeps them in buffers that no checkpoint
 holds: editing `config.rope_parameters` of a live model changes nothing. Here a second rotary module is made from
-the changed config, just as loading an exported folder would make it, and its state moves into the live module. So the
-live model is what the exported one will be, bit for bit, in every family whose rotary module is made from a config
-alone.
+the changed config, just as loading an exported folder would make it, and its state moves into the live module. So
+the live model is what the exported one will be, bit for bit, in every family whose rotary module is made from a
+config alone.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ _PROJECTIONS = {"q_proj", "qkv_proj", "query_key_value"}
 def scale_queries(model: nn.Module, scale: float) -> Callable[[], None]:
     """Multiplies the attention's scores by `scale`, and returns a function that puts the old weights back.
 
-    It does what a factor on cosines and sines would do: it scales the rotated part of each head, in the layers whose
-    rope reaches the whole text. It does so in the last weights before the rotation. These are the weights of the norm
-    of the queries where there is one, for a norm undoes any scale that comes before it; else those of the queries'
-    projection.
+    It does what a factor on cosines and sines would do: it scales the rotated part of each head, in the layers
+    whose rope reaches the whole text. It does so in the last weights before the rotation. These are the weights of
+    the norm of the queries where there is one, for a norm undoes any scale that comes before it; else those of the
+    queries' projection.
 
     Layers that say `use_rope: false` are left alone. Some families have layers without a rope that do not say so
     (Cohere 2, EXAONE 4): these are scaled too.
@@ -67,8 +67,8 @@ def _query_weights(module: Any) -> Iterator[tuple[nn.Parameter, torch.Tensor, fl
     """The parameters of an attention module that make its queries last.
 
     Yields:
-        The parameter; a view of its part that makes the queries, (heads, dimension of a head, ...); and 1.0 if it is
-        the weight of a norm that multiplies by one plus its weight, else 0.0.
+        The parameter; a view of its part that makes the queries, (heads, dimension of a head, ...); and 1.0 if it
+        is the weight of a norm that multiplies by one plus its weight, else 0.0.
 
     Raises:
         CandidateError: it is not known how the module makes its queries.

@@ -1,4 +1,4 @@
-"""Where mergekit's methods differ from ours, and by which parts of tensor names it can tell module groups."""
+"""Where mergekit's methods differ from ours, and the filters by which mergekit can tell module groups apart."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from evomerge.models.tensor_names import MODULES
 
 @dataclass(frozen=True)
 class Dialect:
-    """What mergekit's version of one of our methods has that ours has not, and the other way round.
+    """The differences between one of our methods and mergekit's method of the same name.
 
     Attributes:
-        base: what `base_model` is: the base, which must be given; the base, without which the method works on whole
-            weights (our option `task_vectors`); or an input like all others.
+        base: what `base_model` means. "base": the base, which must be given. "optional": the base, without which
+            the method works on whole weights (our option `task_vectors`). "input": an input like all others.
         renamed: our option -> its name in mergekit.
-        lacking: our parameters that mergekit has not. Weights are then all equal, others have our default.
-        fixed: mergekit's parameters that we have not -> the value that our method amounts to.
+        lacking: our parameters that mergekit lacks. Weights are all equal there, other parameters have our default.
+        fixed: mergekit's parameters that we lack -> the value that our method amounts to.
         idle: mergekit's parameters that change no result.
     """
 
@@ -50,10 +50,10 @@ SUPPORTED = tuple(sorted(DIALECTS))
 
 def group_filters(names: Iterable[str]) -> dict[str, list[str]]:
     """Module group -> the parts of the model's tensor names by which mergekit can tell it."""
-    found: dict[str, set[str]] = {module: set() for module in MODULES}
+    filters: dict[str, set[str]] = {module: set() for module in MODULES}
     for name, place in tensor_names.places(names).items():
-        found[place.module].add(_telling_filter(name, place))
-    return {module: sorted(parts) for module, parts in found.items()}
+        filters[place.module].add(_telling_filter(name, place))
+    return {module: sorted(parts) for module, parts in filters.items()}
 
 
 def _telling_filter(name: str, place: tensor_names.Place) -> str:

@@ -15,21 +15,22 @@ from evomerge.recipes.parameters import Parameter
 
 _IDLE = ("int8_mask",)  # mergekit's parameters that change no result, whatever the method
 
+_DEFAULTS = {"density": 1.0}  # mergekit's defaults of parameters that have none with us
 
-_DEFAULTS = {"density": 1.0}  # mergekit's, of parameters that have none with us
+_EACH_MODEL = ("scale",)  # parameters of all experts together with us, which mergekit looks up for each model
 
+_BOOL = TypeAdapter(bool)
 
-_EACH_MODEL = ("scale",)  # ours hold for all experts together, but mergekit looks them up for each model
-
-Level = dict[str, Setting]
+LevelSettings = dict[str, Setting]  # parameter -> its setting in one `parameters`
 
 
 class Parameters:
-    """Reads `parameters` of one method, and notes in `faults` what is wrong with them.
+    """Reads the `parameters` of one method. Whatever is wrong with them is noted in `faults`.
 
     Attributes:
-        known: the method's parameters with us.
-        switches: our options that mergekit has -> its names.
+        known: the parameters that the method has with us, by name.
+        defaults: the options that the method has with us -> their defaults.
+        switches: our options that mergekit has -> mergekit's names for them.
     """
 
     def __init__(self, method: str) -> None:
@@ -47,13 +48,13 @@ class Parameters:
         """A parameter's value where the file has none."""
         return _DEFAULTS.get(name, self.known[name].default)
 
-    def level(self, path: str, given: Mapping[str, Any], *, of_model: bool = False) -> Level:
+    def level(self, path: str, given: Mapping[str, Any], *, of_model: bool = False) -> LevelSettings:
         """The settings of one `parameters`. Options are left to `options`.
 
         Args:
-            of_model: whether it stands beside a model, where mergekit does not look for what holds for all models.
+            of_model: whether it stands beside a model, where mergekit does not look up parameters of all models.
         """
-        found = {}
+        settings = {}
         known = [name for name in self.known if name not in self.dialect.lacking]
         for_all = [name for name in known if not self._of_models(name)]
         for_all += [*self.switches.values(), *self.dialect.fixed]
@@ -68,35 +69,36 @@ class Parameters:
                 setting, faults = parse(value, here, self.known[name].fault)
                 self.faults += faults
                 if setting is not None:
-                    found[name] = setting
+                    settings[name] = setting
             elif name not in for_all and name not in idle:
                 hint = suggest(str(name), {*known, *for_all, *idle})
                 self.faults.append(f"{here}: mergekit's {self.method} has no such parameter.{hint}")
-        return found
+        return settings
 
     def _of_models(self, name: str) -> bool:
         """Whether mergekit looks a parameter up for each model."""
         return self.known[name].per_expert or name in _EACH_MODEL
 
     def _check_fixed(self, path: str, value: Any, wanted: float) -> None:
+        """Notes a fault if a value is not the one that our method amounts to."""
         setting, faults = parse(value, path, lambda number: None)
         self.faults += faults
         if setting is not None and any(number != wanted for _, gradient in setting.rows for number in gradient):
             self.faults.append(f"{path}: is {wanted:g} in evomerge; remove it")
 
-    def levels(self, name: str, given: Sequence[Level], *, absent: bool = False) -> tuple[Setting, ...]:
+    def levels(self, name: str, given: Sequence[LevelSettings], *, absent: bool = False) -> tuple[Setting, ...]:
         """One parameter's settings in the order in which mergekit looks them up, its default last.
 
         Args:
-            absent: whether the model takes no part, which is to have the weight 0.
+            absent: whether the model takes no part in the slice. Its weight is 0 then.
         """
         if absent:
             given = []
-        found = [level[name] for level in given if name in level]
+        settings = [level[name] for level in given if name in level]
         if absent and name == "weight":
             return (constant(0.0),)
         default = self.default(name)
-        return (*found, *([] if default is None else [constant(default)]))
+        return (*settings, *([] if default is None else [constant(default)]))
 
     def options(
         self, everywhere: Mapping[str, Any], slices: Sequence[tuple[str, Mapping[str, Any]]]
@@ -110,24 +112,22 @@ class Parameters:
         for ours, theirs in self.switches.items():
             default = self.defaults[ours]
             outer = self._switch(f"parameters.{theirs}", everywhere[theirs]) if theirs in everywhere else default
-            found = [
+            by_slice = [
                 (f"{path}.{theirs}", self._switch(f"{path}.{theirs}", given[theirs]) if theirs in given else outer)
                 for path, given in slices
             ]
-            chosen[ours] = found[0][1] if found else outer
+            chosen[ours] = by_slice[0][1] if by_slice else outer
             self.faults += [
                 f"{path}: is {str(on).lower()} here and otherwise in another slice; evomerge has one for the model"
-                for path, on in found
+                for path, on in by_slice
                 if on != chosen[ours]
             ]
         return chosen
 
     def _switch(self, path: str, value: Any) -> bool:
+        """An option's value; False, and a fault, if it is none."""
         try:
             return _BOOL.validate_python(value)
         except ValidationError:
             self.faults.append(f"{path}: must be true or false, one for the whole model")
             return False
-
-
-_BOOL = TypeAdapter(bool)

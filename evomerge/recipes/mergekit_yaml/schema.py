@@ -1,4 +1,4 @@
-"""The keys of a mergekit file. What a recipe has no word for is refused here by its key."""
+"""The keys of a mergekit file. A key that a recipe has no word for is refused here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from evomerge.recipes.mergekit_yaml.dialects import SUPPORTED
 
 
 def _refused(why: str) -> BeforeValidator:
-    """Refuses all but null."""
+    """A validator that refuses any value but null and empty ones.
+
+    Args:
+        why: the fault's text.
+    """
 
     def validate(value: Any) -> None:
         if value not in (None, {}, []):
@@ -26,7 +30,7 @@ def _refused(why: str) -> BeforeValidator:
 
 
 def _model(value: Any) -> Source:
-    """`path`, `path@revision`, or mergekit's mapping `{model: {path, revision}}`."""
+    """The source in `path`, `path@revision`, or mergekit's mapping `{model: {path, revision}}`."""
     lora, path = None, value
     if isinstance(value, Source):
         return value
@@ -48,6 +52,7 @@ def _model(value: Any) -> Source:
 
 
 def _path(value: Any) -> Source:
+    """The source in `path`, `path@revision` or `{path, revision}`."""
     if isinstance(value, Mapping) and set(value) <= {"path", "revision"}:
         path, revision = value.get("path"), value.get("revision")
         if isinstance(path, str) and isinstance(revision, str | None):
@@ -81,7 +86,7 @@ TokenizerField = Annotated[
 
 
 class Level(Strict):
-    """What all levels have."""
+    """The keys that the file, its slices and its models have in common."""
 
     parameters: dict[str, Any] = Field(default_factory=dict)
 
@@ -91,26 +96,34 @@ class Level(Strict):
         return {} if value is None else value
 
 
-class Input(Level):
+class ModelEntry(Level):
+    """A model in `models` or in a slice's `sources`."""
+
     model: ModelField
     layer_range: tuple[int, int] | None = None
 
 
 class Slice(Level):
-    sources: list[Input] = Field(min_length=1)
+    """Layers of all models, which are merged with each other."""
+
+    sources: list[ModelEntry] = Field(min_length=1)
     base_model: ModelField | None = None
     residual_weight: Annotated[None, _refused("evomerge has no such thing; remove it")] = None
 
 
 class Tokenizer(Strict):
+    """The key `tokenizer`."""
+
     source: TokenizerField = "union"
     tokens: Annotated[None, _refused("evomerge has no rules for single tokens; remove it")] = None
     pad_to_multiple_of: Annotated[None, _refused("evomerge does not pad vocabularies; remove it")] = None
 
 
 class File(Level):
+    """A whole mergekit configuration."""
+
     merge_method: str
-    models: list[Input] | None = None
+    models: list[ModelEntry] | None = None
     slices: list[Slice] | None = None
     modules: Annotated[None, _refused("evomerge merges whole language models; give `models` or `slices`")] = None
     merges: Annotated[None, _refused("evomerge makes one model of one file")] = None

@@ -12,7 +12,7 @@ from evomerge.files import yaml
 from evomerge.models import tensor_names
 from evomerge.models.source import Source
 from evomerge.models.tensor_names import is_pattern, key_of
-from evomerge.recipes.canonical import ANY, Table, Values
+from evomerge.recipes.canonical import ANY, Table, at_place
 from evomerge.recipes.mergekit_yaml.dialects import DIALECTS, Dialect, group_filters
 from evomerge.recipes.recipe import Recipe
 
@@ -23,8 +23,8 @@ _Rows = list[tuple[str | None, str]]
 def write(recipe: Recipe, names: Iterable[str]) -> str | None:
     """The recipe as a mergekit configuration; None if mergekit cannot say the same.
 
-    That is so for methods by module group or pattern, operators, patterns that are no plain part of a name, and
-    parameters that mergekit's method has not. `seed` is not in the file: mergekit takes it on its command line.
+    mergekit has no methods by module group or pattern, no operators, no patterns that are more than a part of a
+    name, and not all parameters of our methods. `seed` is not in the file: mergekit takes it on its command line.
 
     Args:
         names: the model's tensor names, from which filters are made.
@@ -43,16 +43,16 @@ def write(recipe: Recipe, names: Iterable[str]) -> str | None:
     filters = group_filters(names)
     rows = {}
     for name, table in recipe.parameters.items():
-        found = _rows(table, filters, names)
-        if found is None:
+        own = _rows(table, filters, names)
+        if own is None:
             return None
         if name not in dialect.lacking:
-            rows[name] = found
+            rows[name] = own
     return yaml.write_yaml(_config(recipe, dialect, rows, references))
 
 
 def _has_all(recipe: Recipe, dialect: Dialect) -> bool:
-    """Whether mergekit's method has all that the recipe makes use of."""
+    """Whether mergekit's method has all parameters and options that the recipe makes use of."""
     assert isinstance(recipe.method, str)
     if dialect.base == "input" and recipe.options[recipe.method].get("task_vectors", False):
         return False
@@ -103,6 +103,7 @@ def _filter_of(pattern: str, names: Sequence[str]) -> str | None:
 def _config(
     recipe: Recipe, dialect: Dialect, rows: Mapping[str, _Rows], references: Sequence[Any]
 ) -> dict[str, Any]:
+    """The content of the mergekit file."""
     assert isinstance(recipe.method, str)
     options = dict(recipe.options[recipe.method])
     config: dict[str, Any] = {"merge_method": recipe.method}
@@ -126,10 +127,10 @@ def _config(
 
 
 def _equal_layers(recipe: Recipe, names: Iterable[str]) -> list[tuple[int, int]]:
-    """The longest runs of layers whose values of these parameters are all equal, as half-open ranges."""
+    """The longest runs of layers in which all values of these parameters are equal, as half-open ranges."""
     every = [values for name in names for row in recipe.parameters[name].values() for values in row.values()]
     runs, start = [], 0
-    for _, layers in groupby(range(recipe.layers), key=lambda layer: [_at(values, layer) for values in every]):
+    for _, layers in groupby(range(recipe.layers), key=lambda layer: [at_place(values, layer) for values in every]):
         stop = start + len(list(layers))
         runs.append((start, stop))
         start = stop
@@ -139,12 +140,14 @@ def _equal_layers(recipe: Recipe, names: Iterable[str]) -> list[tuple[int, int]]
 def _slice(
     recipe: Recipe, rows: Mapping[str, _Rows], references: Sequence[Any], start: int, stop: int
 ) -> dict[str, Any]:
+    """One entry of the file's `slices`, for the half-open range of layers from start to stop."""
+
     def value(name: str, expert: str) -> Any:
         """A number, or mergekit's list of filters with a last value for the rest."""
-        found = [(part, _at(recipe.parameters[name][key][expert], start)) for part, key in rows[name]]
-        if len(found) == 1:
-            return found[0][1]
-        return [{"filter": part, "value": at} if part else {"value": at} for part, at in found]
+        values = [(part, at_place(recipe.parameters[name][key][expert], start)) for part, key in rows[name]]
+        if len(values) == 1:
+            return values[0][1]
+        return [{"filter": part, "value": at} if part else {"value": at} for part, at in values]
 
     method = plugins.load("methods", str(recipe.method))
     per_expert = [p.name for p in method.PARAMETERS if p.name in rows and p.per_expert]
@@ -157,7 +160,3 @@ def _slice(
     if common:
         part["parameters"] = {name: value(name, "") for name in common}
     return part
-
-
-def _at(values: Values, layer: int) -> float:
-    return values[layer] if isinstance(values, list) else values
