@@ -49,6 +49,7 @@ def test_the_yaml_is_valid() -> None:
     assert recipe["method"] in plugins.names("methods")
 
 
+@pytest.mark.slow
 def test_the_python_compiles_and_its_names_exist() -> None:
     code, alone = blocks("python")
     compile(code, "README.md", "exec")

@@ -251,6 +251,7 @@ OPTIONS = {
 WAYS = [(method, options) for method in METHODS for options in ({}, *OPTIONS.get(method, []))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "options"), WAYS, ids=str)
 def test_the_gradient_is_the_slope_of_the_fitness_in_every_coordinate(
     coarse: Path, tmp_path: Path, method: str, options: dict[str, bool]
@@ -296,6 +297,7 @@ DROPPING = [name for name in METHODS if "density" in [p.name for p in plugins.lo
 AT_RANDOM = [name for name in DROPPING if plugins.load("methods", name).NEEDS_ELEMENT_NUMBERS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", DROPPING)
 def test_the_slope_in_the_density_is_that_of_what_is_kept_on_average(
     coarse: Path, tmp_path: Path, method: str
@@ -312,6 +314,7 @@ def test_the_slope_in_the_density_is_that_of_what_is_kept_on_average(
     assert any(found[name] for name in found if name.startswith("density.")) == (method in AT_RANDOM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", AT_RANDOM)
 def test_rescaled_masks_have_no_slope_in_the_density(coarse: Path, tmp_path: Path, method: str) -> None:
     bench, chosen = open_bench(coarse, tmp_path), with_density(method, rescale=True)
@@ -322,12 +325,14 @@ def test_rescaled_masks_have_no_slope_in_the_density(coarse: Path, tmp_path: Pat
 # --- what is climbed, and along which axes -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("climb", ["probability", "loglikelihood", "margin", "acc"])
 def test_what_is_climbed_has_the_slope_that_was_found(coarse: Path, tmp_path: Path, climb: str) -> None:
     bench = open_bench(coarse, tmp_path, climb=climb)
     check(bench, everything("task_arithmetic", modules=["mlp"], layers={"groups": 2}), seed=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per", [[], ["expert"], ["layer"], ["module"], ["layer", "expert"], ["module", "expert"]])
 def test_genes_may_leave_out_any_axis(coarse: Path, tmp_path: Path, per: list[str]) -> None:
     genes = {"weight": {"low": 0.2, "high": 0.9, "per": per}, "lambda": {"low": 0.6, "high": 1.2}}
@@ -528,6 +533,7 @@ def test_where_the_checkpoints_lie_changes_nothing(family: Path, tmp_path: Path)
         assert bench.gradient(recipe)[1] == wanted
 
 
+@pytest.mark.slow
 def test_blocks_change_nothing_but_the_last_digits(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -589,6 +595,7 @@ def test_bfloat16_models_have_gradients_too(coarse: Path, tmp_path: Path) -> Non
     assert all(slope == pytest.approx(wanted, rel=1e-4, abs=1e-5 * largest) for slope, wanted in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear", "slerp"])
 def test_bfloat16_gradients_point_where_those_of_float32_do(coarse: Path, tmp_path: Path, method: str) -> None:
     found, chosen = {}, everything(method)
@@ -624,6 +631,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family_name", FAMILIES)
 def test_other_families_have_gradients_too(coarse: Path, tmp_path: Path, family_name: str) -> None:
     (tmp_path / "models").mkdir()

@@ -211,6 +211,7 @@ def test_the_mean_of_teachers_is_learned(merged: Open, data: dict[str, str], con
     assert live["before"] == pytest.approx(record["before"], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["data", "teacher", "student", "speculative"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_every_kind_of_text_runs_and_repeats(

@@ -275,6 +275,7 @@ ROWS = st.permutations(KEYS).flatmap(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(method=st.sampled_from(mergekit_yaml.SUPPORTED), data=st.data())
 def test_any_table_survives(method: str, data: st.DataObject) -> None:
@@ -842,6 +843,7 @@ def merged(path: Path, out: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_mergekit_file_and_the_recipe_of_its_meaning_are_one_model(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,6 +237,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("fails", [lambda genome: False, some_fail], ids=["sound", "failing"])
 def test_a_search_goes_on_from_any_line_of_its_log_as_if_it_had_never_stopped(
@@ -750,6 +751,7 @@ def test_a_fitness_of_ones_own_is_searched_by_any_sampler(name: str) -> None:
 # --- many documents ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fidelity", "first", "last"),
     [({"select": 0.01, "final": False}, 20, 120), ({"batch": "all"}, 3, 7)],

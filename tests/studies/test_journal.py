@@ -125,8 +125,8 @@ def test_the_lock_of_a_killed_writer_does_not_hold_up(tmp_path: Path) -> None:
 def test_one_process_alone_runs_a_study(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from evomerge import records
-with records.lock(Path({str(tmp_path)!r})):
+from evomerge.files import writing
+with writing.lock(Path({str(tmp_path)!r})):
     pass
 """
     with writing.lock(tmp_path):

@@ -27,6 +27,8 @@ from evomerge.studies.workers.inline_pool import InlinePool
 from tests.helpers.family import experiment_mapping
 from tests.helpers.studies import Silent, all_that_counts, begin
 
+pytestmark = pytest.mark.slow
+
 SAMPLERS = plugins.names("samplers")
 MINI: dict[str, Any] = {"batch": 8, "select": 0.25}
 SPACE: dict[str, Any] = {
@@ -279,7 +281,6 @@ def _logged(plan: Plan) -> int:
 KILLED = ["cma", "catcma"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", KILLED)
 def test_kill_9_at_random_moments_changes_nothing_in_mini_batches(
     name: str, lay: Lay, bench: InlinePool, killed: Callable[[Plan, int], int]
@@ -294,7 +295,6 @@ def test_kill_9_at_random_moments_changes_nothing_in_mini_batches(
     assert all_that_counts(run(plan, bench)) == all_that_counts(whole), f"killed after {counts}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("name", KILLED)
 def test_kill_9_at_random_moments_changes_nothing_in_a_database(
