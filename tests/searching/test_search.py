@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import textwrap
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from evomerge.searching.maximize import maximize
 from evomerge.searching.samplers import Generation, Problem, Result
 from evomerge.searching.search import Answer, Line, Search, Task
 from evomerge.searching.spaces.genes import Coordinate, Genome, initial
+from tests.helpers.registry import write_registry
 
 SAMPLERS = plugins.names("samplers")
 COORDINATES = [
@@ -168,11 +168,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OptunaHub registry of one small package."""
-    folder = tmp_path_factory.mktemp("registry")
-    (folder / "tiny").mkdir()
-    text = "from optuna.samplers import TPESampler\nclass Tiny(TPESampler):\n    pass\n"
-    (folder / "tiny/__init__.py").write_text(textwrap.dedent(text))
-    return folder
+    return write_registry(tmp_path_factory.mktemp("registry"))
 
 
 SLOW = {"gp", "tpe", "nsga2", "nsga3", "optunahub"}  # a proposal of theirs takes milliseconds
@@ -561,13 +557,12 @@ def test_a_look_at_a_candidate_that_fails_changes_nothing(open_search: Open) -> 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_without_waiting_any_prefix_of_the_log_is_replayed_and_gone_on_from(name: str, open_search: Open) -> None:
-    candidates = 10 if name == "gp" else 40
+    candidates = 10 if name == "gp" else 20 if name in SLOW else 40
     whole = Host(candidates=candidates, workers=3, fails=some_fail)
     open_search(name, whole).run_async()
     consistent(whole.lines)
     assert len(whole.found) == candidates
-    step = 5 if name == "gp" else 19 if name in SLOW else 1 if name == "cma" else 5
-    for count in range(5 if name == "gp" else 0, candidates + 1, step):
+    for count in range(candidates + 1):
         again = Host(whole.lines[:count], candidates=candidates, workers=3, speeds=count + 1, fails=some_fail)
         open_search(name, again).run_async()
         assert again.lines[:count] == whole.lines[:count], "nothing is lost"

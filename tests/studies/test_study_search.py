@@ -25,6 +25,7 @@ from evomerge.studies.plan import Plan
 from evomerge.studies.trials import Trial, best_trial
 from evomerge.studies.workers.inline_pool import InlinePool
 from tests.helpers.family import experiment_mapping
+from tests.helpers.registry import write_registry
 from tests.helpers.studies import Silent, all_that_counts, begin
 
 pytestmark = pytest.mark.slow
@@ -66,12 +67,7 @@ def bench(family: Path, tmp_path_factory: pytest.TempPathFactory) -> InlinePool:
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OptunaHub registry of one small package."""
-    folder = tmp_path_factory.mktemp("registry")
-    (folder / "tiny").mkdir()
-    (folder / "tiny/__init__.py").write_text(
-        "from optuna.samplers import TPESampler\nclass Tiny(TPESampler):\n    pass\n"
-    )
-    return folder
+    return write_registry(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture
