@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import shutil
 from collections.abc import Iterator
@@ -64,6 +65,12 @@ HOMES = {
 }
 
 
+@functools.cache
+def _import_nodes(text: str) -> list[ast.Import | ast.ImportFrom]:
+    """The import statements of a module's text, wherever in it."""
+    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 class Code:
     """The modules of a package's folder, and what each imports, wherever in it."""
 
@@ -81,10 +88,10 @@ class Code:
 
     def imports(self, module: str) -> Iterator[str]:
         """Full names of what a module imports: modules where they are known as such, else what holds the name."""
-        for node in ast.walk(ast.parse(self.files[module].read_text())):
+        for node in _import_nodes(self.files[module].read_text()):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
+            else:
                 assert node.level == 0, f"{module}: relative import"
                 assert node.module
                 for alias in node.names:

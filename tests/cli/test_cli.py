@@ -201,7 +201,9 @@ def test_a_missing_model_folder(write_experiment: Callable[..., Path], family: P
             {"space": {**SPACE, "genes": {**SPACE["genes"], "density": {"low": 0.0, "high": 1.2}}}},
             "genes.density.low: must lie in (0, 1], but is 0",
         ),
-        ({"fitness": {**FITNESS, "include": None}}, "fitness"),
+        pytest.param(  # lm-eval looks through all of its own tasks
+            {"fitness": {**FITNESS, "include": None}}, "fitness", marks=pytest.mark.slow
+        ),
         (
             {"fitness": PARETO},
             "sampler: cma takes one objective, but fitness.objective is pareto; take one of gp, ",
@@ -216,6 +218,7 @@ def test_bad_keys_and_values(write_experiment: Callable[..., Path], changes: dic
     assert not (path.parent / "study").exists() or not any((path.parent / "study").glob("documents/*"))
 
 
+@pytest.mark.slow
 def test_an_unknown_task_and_metric(write_experiment: Callable[..., Path], family: Path) -> None:
     fitness = {"include": str(family / "tasks"), "search": [{"task": "frist"}]}
     assert "unknown task 'frist'. Did you mean 'first'" in fails("check", write_experiment(fitness=fitness))
@@ -252,6 +255,7 @@ def test_things_that_are_not_there(tmp_path: Path, study_folder: Path) -> None:
     assert "no fitness 'tiny'" in fails("score", tmp_path, "--fitness", "tiny")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_can_be_resumed(write_experiment: Callable[..., Path]) -> None:
     path = write_experiment(budget={"candidates": 400})
     process = subprocess.Popen(
@@ -300,6 +304,7 @@ def test_experts_need_names_of_their_own(write_experiment: Callable[..., Path], 
     assert f"experts.{name}: is" in fails("check", write_experiment(experts=experts))
 
 
+@pytest.mark.slow
 def test_names_with_dots_and_brackets_work(write_experiment: Callable[..., Path], family: Path) -> None:
     experts = {"v1.5 [x]": str(family / "models/ant"), "5 [x]": str(family / "models/bee")}
     path = write_experiment(

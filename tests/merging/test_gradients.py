@@ -51,6 +51,7 @@ OPTIONS = {
 WAYS = [(method, options) for method in METHODS for options in ({}, *OPTIONS.get(method, []))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "options"), WAYS, ids=str)
 def test_the_gradient_is_the_slope_of_the_fitness_in_every_coordinate(
     coarse: Path, tmp_path: Path, method: str, options: dict[str, bool]
@@ -96,6 +97,7 @@ DROPPING = [name for name in METHODS if "density" in [p.name for p in plugins.lo
 AT_RANDOM = [name for name in DROPPING if plugins.load("methods", name).NEEDS_ELEMENT_NUMBERS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", DROPPING)
 def test_the_slope_in_the_density_is_that_of_what_is_kept_on_average(
     coarse: Path, tmp_path: Path, method: str
@@ -112,6 +114,7 @@ def test_the_slope_in_the_density_is_that_of_what_is_kept_on_average(
     assert any(found[name] for name in found if name.startswith("density.")) == (method in AT_RANDOM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", AT_RANDOM)
 def test_rescaled_masks_have_no_slope_in_the_density(coarse: Path, tmp_path: Path, method: str) -> None:
     bench, chosen = open_bench(coarse, tmp_path), with_density(method, rescale=True)
@@ -125,6 +128,7 @@ def test_what_is_climbed_has_the_slope_that_was_found(coarse: Path, tmp_path: Pa
     check(bench, everything("task_arithmetic", modules=["mlp"], layers={"groups": 2}), seed=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per", [[], ["expert"], ["layer"], ["module"], ["layer", "expert"], ["module", "expert"]])
 def test_genes_may_leave_out_any_axis(coarse: Path, tmp_path: Path, per: list[str]) -> None:
     genes = {"weight": {"low": 0.2, "high": 0.9, "per": per}, "lambda": {"low": 0.6, "high": 1.2}}

@@ -88,6 +88,7 @@ def given(method: str) -> dict[str, Any]:
     return {p.name: VALUES[p.name] for p in plugins.load("methods", method).PARAMETERS if p.name in VALUES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "task_arithmetic", "linear"])
 def test_compiled_and_eager_build_the_same_bits(bf16_family: Path, tmp_path: Path, method: str) -> None:
     if not can_compile(torch.device("cpu")):

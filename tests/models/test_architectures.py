@@ -133,6 +133,7 @@ def check_places(family: str, names: list[str]) -> None:
     assert {place.module for place in places.values()} == wanted
 
 
+@pytest.mark.slow
 def test_a_family_is_surveyed_merged_and_exported_exactly(kin: tuple[str, Path], tmp_path: Path) -> None:
     family, folder = kin
     sources = {name: Source(model=str(folder / name)) for name in WEIGHTS}

@@ -53,6 +53,7 @@ def check_export(plan: Plan, trial: trials.Trial, merged: Path, again: Path) -> 
     assert not list(again.parent.glob(".*tables")), "temporary tables are left"
 
 
+@pytest.mark.slow
 def test_a_study_with_an_adapter_exports_what_it_scored(family: Path, lora: Path, tmp_path: Path) -> None:
     experts = {"lora": str(lora), "bee": str(family / "models/bee")}
     plan, trial, merged = run(tmp_path, family, experts=experts)
@@ -62,6 +63,7 @@ def test_a_study_with_an_adapter_exports_what_it_scored(family: Path, lora: Path
     assert names == ["base", "expert bee", "expert lora", "uniform average", "winner"]
 
 
+@pytest.mark.slow
 def test_a_study_over_the_union_of_vocabularies_exports_what_it_scored(family: Path, tmp_path: Path) -> None:
     letters = "abcdefghij"
     base = save_model(tmp_path / "base", [*FIRST, *letters], 15, tied=True, seed=1)
@@ -73,6 +75,7 @@ def test_a_study_over_the_union_of_vocabularies_exports_what_it_scored(family: P
     certificate.certify_winner(plan, recipe_of(plan, trial))
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_strangers_with_one_message_and_takes_them_with_a_policy(
     family: Path, strangers: Path
 ) -> None:

@@ -219,6 +219,7 @@ def test_texts_of_the_student_are_refused(data: dict[str, str]) -> None:
         assert faults_of(caught.value) == ["text: Input should be 'data' or 'teacher'"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["data", "teacher"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_every_kind_of_text_runs_and_repeats(

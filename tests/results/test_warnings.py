@@ -114,6 +114,7 @@ def said(trials: Sequence[Trial], *words: str, **options: bool) -> bool:
     return bool(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [0, 4])
 def test_healthy_searches_have_no_warnings(blocks: int) -> None:
     alarms = []

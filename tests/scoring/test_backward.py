@@ -105,6 +105,7 @@ FAMILIES = ["llama", "qwen2", "gpt2", "gemma2", "gemma3", "cohere", "granite", "
 FAMILIES += ["llama_dynamic", "llama_longrope", "mpt", "mamba", "qwen3_next", "llama4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_of_plain_autograd(make, family):
     model, scorer = make(TERMS, family, batch_tokens=256)
@@ -223,6 +224,7 @@ def test_memory_that_runs_out_on_the_way_forward_halves_the_batches(make):
     hook.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 5, 30])
 def test_memory_that_runs_out_on_the_way_back_counts_nothing_twice(make, at):
     model, scorer = make(TERMS, batch_tokens=600)

@@ -104,6 +104,7 @@ def stop_at(model, number):
     return model.base_model.register_forward_hook(count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mamba"])
 @pytest.mark.parametrize("batch_tokens", [32, 64])
 def test_an_interrupted_call_goes_on_with_the_same_bits(family, batch_tokens, make, tmp_path):

@@ -113,6 +113,7 @@ def stop_strings(text):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", stop_strings("some text of an answer"))
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_answers_end_at_stop_strings_as_in_stock_lm_eval(family, kind, make, stock, ways, scoring_model):
@@ -164,6 +165,7 @@ def test_few_shot_prompts_are_answered_as_in_stock_lm_eval(
     assert set(ways) == {"own"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting", [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 2}, {"num_beams": 3}], ids=str
 )
@@ -181,6 +183,7 @@ def test_what_a_models_own_settings_ask_for_is_left_to_generate(setting, make, s
     assert texts(scorer) != texts(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["num_beams: 3", "repetition_penalty: 1.7", "min_new_tokens: 5"])
 def test_what_a_tasks_options_ask_for_is_left_to_generate(option, make, stock, ways, scoring_model):
     model = scoring_model("llama")

@@ -59,6 +59,7 @@ def test_every_shipped_task_has_a_place_in_a_series():
     assert {name.removesuffix("_test") for name in NAMES} == {name.removesuffix("_test") for name in used}
 
 
+@pytest.mark.slow
 def test_every_shipped_task_is_built(scoring_model, scoring_tokenizer):
     specs = [TaskSpec(name, limit=1) for name in NAMES]
     scorer = Scorer(scoring_model("llama"), scoring_tokenizer, specs, include=SHIPPED, max_length=20_000)
@@ -74,6 +75,7 @@ def test_every_shipped_task_is_built(scoring_model, scoring_tokenizer):
             assert scorer.higher_is_better(entry["task"], metric)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bos", [True, False])
 def test_scores_equal_stock_lm_eval(bos, scoring_model, scoring_tokenizers, scoring_stock, folder):
     model, tokenizer = scoring_model("llama"), scoring_tokenizers[bos]
@@ -123,6 +125,7 @@ def test_both_notes_are_told(make):
     assert "are cut from the left" in cut
 
 
+@pytest.mark.slow
 def test_a_greater_length_keeps_the_prompts(make, folder, scoring_model, scoring_tokenizer, scoring_stock):
     names = ("passkey_long", "long_tail_long", "needle_file")
     model = scoring_model("llama")

@@ -18,6 +18,7 @@ FAMILIES = ("llama", "qwen2", "gpt2", "gemma3")
 FAMILIES_WITH_FINISH = ("gemma2", "cohere", "granite")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "bos"), [*((family, True) for family in FAMILIES), ("llama", False)])
 def test_all_output_types_equal_stock_lm_eval(
     family, bos, scoring_model, scoring_tokenizers, scoring_tasks, scoring_stock
@@ -31,6 +32,7 @@ def test_all_output_types_equal_stock_lm_eval(
     assert report.cut_prompts == {name: 4 if name in ("mc_long", "gen_words") else 0 for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES_WITH_FINISH)
 def test_scaled_and_capped_logits_equal_stock_lm_eval(
     family, scoring_model, scoring_tokenizer, scoring_tasks, scoring_stock

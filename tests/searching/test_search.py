@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import textwrap
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from evomerge.searching.samplers import Generation, Problem, Result
 from evomerge.searching.search import Search
 from evomerge.searching.spaces.genes import Coordinate, Genome, initial
 from tests.helpers.objectives import Entry, objective_of
+from tests.helpers.registry import write_registry
 
 SAMPLERS = plugins.names("samplers")
 COORDINATES = [
@@ -172,11 +172,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OptunaHub registry of one small package."""
-    folder = tmp_path_factory.mktemp("registry")
-    (folder / "tiny").mkdir()
-    text = "from optuna.samplers import TPESampler\nclass Tiny(TPESampler):\n    pass\n"
-    (folder / "tiny/__init__.py").write_text(textwrap.dedent(text))
-    return folder
+    return write_registry(tmp_path_factory.mktemp("registry"))
 
 
 SLOW = {"gp", "tpe", "nsga2", "nsga3", "optunahub"}  # a proposal of theirs takes milliseconds
@@ -241,6 +237,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("fails", [lambda genome: False, some_fail], ids=["sound", "failing"])
 def test_a_search_goes_on_from_any_line_of_its_log_as_if_it_had_never_stopped(
@@ -538,14 +535,13 @@ def test_a_look_at_a_candidate_that_fails_changes_nothing(open_search: Open) -> 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_without_waiting_any_prefix_of_the_log_is_replayed_and_gone_on_from(name: str, open_search: Open) -> None:
-    candidates = 10 if name == "gp" else 40
+    candidates = 10 if name == "gp" else 20 if name in SLOW else 40
     whole = Host(candidates=candidates, workers=3, fails=some_fail)
     run_async(open_search(name, whole))
     consistent(whole.lines)
     assert len(whole.lines) <= candidates
     assert len(whole.found) == candidates - END
-    step = 5 if name == "gp" else 19 if name in SLOW else 1 if name == "cma" else 5
-    for count in range(5 if name == "gp" else 0, candidates + 1 - END, step):
+    for count in range(candidates + 1 - END):
         again = Host(whole.lines[:count], candidates=candidates, workers=3, speeds=count + 1, fails=some_fail)
         run_async(open_search(name, again))
         assert again.lines[:count] == whole.lines[:count], "nothing is lost"
@@ -730,6 +726,7 @@ def test_a_fitness_of_ones_own_is_searched_by_any_sampler(name: str) -> None:
 # --- many documents ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fidelity", "first", "last"),
     [({"select": 0.01, "final": False}, 20, 120), ({"batch": "all"}, 3, 7)],

@@ -107,6 +107,7 @@ def load(folder: Path) -> optuna.Study:
 # --- round trips -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_field_of_a_trial_comes_back(make: Make) -> None:
     last = full()
     assert all(getattr(last, f.name) != f.default for f in fields(Trial) if f.name != "evaluation")
@@ -141,6 +142,7 @@ def test_a_study_whose_folder_is_moved_keeps_its_log(make: Make) -> None:
     assert [one.number for one in read_trials(moved)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_two_studies_in_one_database_do_not_mix(make: Make) -> None:
     first, second = Journal(make("first"), COORDINATES), Journal(make("second"), COORDINATES, ["sums", "names"])
     for number in range(3):
@@ -181,6 +183,7 @@ def test_optuna_sees_several_objectives_by_name(make: Make) -> None:
 # --- what others and kills leave ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trials_of_others_and_torn_ones_are_not_of_the_log(make: Make) -> None:
     folder = make("study")
     journal = Journal(folder, COORDINATES)
@@ -197,6 +200,7 @@ def test_trials_of_others_and_torn_ones_are_not_of_the_log(make: Make) -> None:
     assert read_trials(folder) == [trial(0), trial(1)]
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_written_twice_counts_once(make: Make) -> None:
     folder = make("study")
     journal = Journal(folder, COORDINATES)
@@ -221,6 +225,7 @@ def _write_on(folder: Path) -> None:
         journal.add(trial(number))
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_a_log_that_goes_on(make: Make) -> None:
     folder = make("study")
     moments = random.Random(0)
@@ -423,6 +428,7 @@ def test_a_password_with_an_at_sign_is_refused_without_showing_it(write_experime
 # --- Optuna's tools ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plot", ["plot_optimization_history", "plot_parallel_coordinate", "plot_param_importances"]
 )
@@ -435,6 +441,7 @@ def test_optuna_draws_a_study(make: Make, plot: str) -> None:
     assert getattr(optuna.visualization, plot)(load(folder)).data
 
 
+@pytest.mark.slow
 def test_optuna_draws_the_front_of_several_objectives(make: Make) -> None:
     pytest.importorskip("plotly")
     folder = make("study")

@@ -28,6 +28,7 @@ from tests.helpers.family import SPACE, experiment_mapping
 from tests.helpers.studies import Silent, begin, what_counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["cma", "random", "tpe"])
 def test_an_interrupted_study_goes_on_as_if_it_had_never_stopped(
     write_experiment: Callable[..., Path], tmp_path: Path, sampler: str
@@ -43,6 +44,7 @@ def test_an_interrupted_study_goes_on_as_if_it_had_never_stopped(
     assert what_counts(parts) == what_counts(whole)
 
 
+@pytest.mark.slow
 def test_a_finished_study_takes_more_candidates(write_experiment: Callable[..., Path], tmp_path: Path) -> None:
     whole = study.search(begin(write_experiment("whole.yaml", study=str(tmp_path / "whole"))), Silent())
     plan = begin(write_experiment("short.yaml", study=str(tmp_path / "short"), budget={"candidates": 8}))
@@ -115,6 +117,7 @@ def test_a_folder_that_holds_other_things_is_left_alone(
         life.create(load_experiment(write_experiment()))
 
 
+@pytest.mark.slow
 def test_another_experiment_cannot_go_on_from_this_log(write_experiment: Callable[..., Path]) -> None:
     plan = begin(write_experiment(budget={"candidates": 6}))
     study.search(plan, Silent())
@@ -182,6 +185,7 @@ def _failing(pool: InlinePool, fails: Callable[[int], bool]) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 def test_a_candidate_that_is_nan_fails_alone_and_with_a_reason(write_experiment: Callable[..., Path]) -> None:
     plan = begin(write_experiment(budget={"candidates": 12}))
     pool = InlinePool(plan.setup())
@@ -194,6 +198,7 @@ def test_a_candidate_that_is_nan_fails_alone_and_with_a_reason(write_experiment:
     assert read_trials(plan.folder) == running.trials
 
 
+@pytest.mark.slow
 def test_a_generation_that_fails_whole_stops_and_says_why(write_experiment: Callable[..., Path]) -> None:
     plan = begin(write_experiment())
     pool = InlinePool(plan.setup())

@@ -35,6 +35,8 @@ from evomerge.studies.trials import Trial, best_trial, elite_trials, ranked_tria
 from evomerge.studies.workers.inline_pool import InlinePool
 from tests.helpers.studies import Silent, begin, what_counts
 
+pytestmark = pytest.mark.slow
+
 Write = Callable[..., Path]
 
 
@@ -309,7 +311,6 @@ def test_prompts_longer_than_the_base_reads_are_kept(write_experiment: Write, fa
     assert load_model(family / "models/base", "float32", "cpu").config.max_position_embeddings == 64
 
 
-@pytest.mark.slow
 def test_kill_9_at_random_moments_of_the_second_phase_changes_nothing(write_experiment: Write, both: Any) -> None:
     both[1]["distillation"] |= {"steps": 8}
     whole = search(lay(write_experiment, both, "whole", **WHOLE))

@@ -26,7 +26,10 @@ from evomerge.studies.plan import Plan
 from evomerge.studies.trials import Trial, best_trial
 from evomerge.studies.workers.inline_pool import InlinePool
 from tests.helpers.family import experiment_mapping
+from tests.helpers.registry import write_registry
 from tests.helpers.studies import Silent, all_that_counts, begin
+
+pytestmark = pytest.mark.slow
 
 SAMPLERS = plugins.names("samplers")
 MINI: dict[str, Any] = {"batch": 8, "select": 0.25}
@@ -65,12 +68,7 @@ def bench(family: Path, tmp_path_factory: pytest.TempPathFactory) -> InlinePool:
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OptunaHub registry of one small package."""
-    folder = tmp_path_factory.mktemp("registry")
-    (folder / "tiny").mkdir()
-    (folder / "tiny/__init__.py").write_text(
-        "from optuna.samplers import TPESampler\nclass Tiny(TPESampler):\n    pass\n"
-    )
-    return folder
+    return write_registry(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture
@@ -280,7 +278,6 @@ def _logged(plan: Plan) -> int:
 KILLED = ["cma", "catcma"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", KILLED)
 def test_kill_9_at_random_moments_changes_nothing_in_mini_batches(
     name: str, lay: Lay, bench: InlinePool, killed: Callable[[Plan, int], int]
@@ -295,7 +292,6 @@ def test_kill_9_at_random_moments_changes_nothing_in_mini_batches(
     assert all_that_counts(run(plan, bench)) == all_that_counts(whole), f"killed after {counts}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("name", KILLED)
 def test_kill_9_at_random_moments_changes_nothing_in_a_database(

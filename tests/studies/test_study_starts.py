@@ -118,6 +118,7 @@ def test_starts_that_cannot_be_are_refused_before_anything_is_made(
         assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_a_started_study_needs_the_earlier_one_no_more(
     write_experiment: Callable[..., Path], earlier: Path, tmp_path: Path
 ) -> None:

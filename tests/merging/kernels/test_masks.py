@@ -29,6 +29,7 @@ def _reference(index: np.ndarray, salt: tuple[int, int]) -> np.ndarray:
     return x ^ (x >> np.uint32(16))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31 - 2000), st.integers(0, 1000), st.text(max_size=8), st.text(max_size=8))
 def test_bits_equal_the_unsigned_reference(start: int, seed: int, expert: str, tensor: str) -> None:
     salt = masks.salt(seed, expert, tensor)

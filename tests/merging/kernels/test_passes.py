@@ -73,6 +73,7 @@ def _bits(name: str, dtype: torch.dtype, threads: int, *, compiled: bool, option
     return _merge(name, shape, dtype, compiled=compiled, options=options).view(torch.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 def test_eager_on_one_thread_and_compiled_on_two_give_the_same_bits(
     name: str, options: dict[str, bool], one_thread: None
@@ -83,6 +84,7 @@ def test_eager_on_one_thread_and_compiled_on_two_give_the_same_bits(
     assert torch.equal(eager, _bits(name, torch.bfloat16, 2, compiled=True, options=options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dare_ties", "della", "ties"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_the_bits_depend_on_neither_compiler_nor_threads_in_any_dtype(

@@ -29,6 +29,7 @@ def test_values_that_are_not_finite_are_refused(kind: str, bad: float) -> None:
         KINDS[kind].of(base, [expert])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_tables_do_not_depend_on_threads(kind: str) -> None:
     base, expert = normal(300, 5001), normal(300, 5001, seed=1)

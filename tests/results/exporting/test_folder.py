@@ -49,6 +49,7 @@ def exported(finished: tuple[Plan, list[Trial]]) -> tuple[Path, Trial]:
     return export_trial(plan, trial, plan.folder.parent / "merged", silent), trial
 
 
+@pytest.mark.slow
 def test_the_exported_weights_are_the_scored_ones(exported: tuple[Path, Trial]) -> None:
     folder, trial = exported
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
@@ -67,6 +68,7 @@ def test_scoring_the_folder_gives_the_trials_scores_exactly(
     assert found["weights_sha256"] == trial.weights_sha256
 
 
+@pytest.mark.slow
 def test_stock_lm_eval_gives_the_same_accuracies(
     exported: tuple[Path, Trial], finished: tuple[Plan, list[Trial]], family: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_model_that_is_not_the_scored_one_is_refused(finished: tuple[Plan, lis
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_certificate_scores_parents_as_they_are(finished: tuple[Plan, list[Trial]], tmp_path: Path) -> None:
     plan, trials = finished
     trial = best_trial(trials)

@@ -254,6 +254,7 @@ def cut_fitness(tmp_path: Path) -> dict[str, Any]:
 TOLD = "prompts are cut from the left to 64 tokens, the model's maximum length: documents of keys"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_check_and_run_say_that_prompts_are_cut(
     command: str, cut_fitness: dict[str, Any], write_experiment: Callable[..., Path]

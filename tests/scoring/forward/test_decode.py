@@ -49,6 +49,7 @@ def forwarded_alone(monkeypatch):
     monkeypatch.setattr(Generator, "_generate", refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_tokens", [32, 4096], ids=["many-batches", "one-batch"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_equal_those_to_each_prompt_alone(
@@ -66,6 +67,7 @@ def test_answers_equal_those_to_each_prompt_alone(
     assert found.tokens < 1.1 * distinct + answered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_rows_that_end_and_leave_do_not_disturb_the_others(
     family, prompts, scoring_model, scoring_engine, scoring_tokenizer, monkeypatch

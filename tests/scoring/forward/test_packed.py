@@ -72,6 +72,7 @@ def test_a_subset_equals_the_same_rows_of_all(make):
     assert 0 < part.tokens < whole.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_results_do_not_depend_on_the_batch(family, shared, scoring_model, scoring_tokenizer, scoring_tasks):
     model = scoring_model(family)
@@ -254,6 +255,7 @@ def test_a_bf16_body_gets_float32_logits(scoring_model, scoring_tokenizer, scori
     assert coarse != pytest.approx(wanted, abs=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen2"])
 def test_bf16_results_hardly_depend_on_the_batch_or_on_sharing(
     family, scoring_model, scoring_engine, scoring_few_shot, monkeypatch

@@ -75,6 +75,7 @@ def rows_that_begin_alike(draw):
     return arrays, [draw(st.one_of(st.just(1), st.integers(1, len(row)), st.just(len(row)))) for row in arrays]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     rows_that_begin_alike(),

@@ -51,6 +51,7 @@ def best(coordinates: Sequence[Coordinate]) -> Genome:
     return {c.name: "ties" if c.choices else 7.0 if c in WHOLE else -0.3 for c in coordinates}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "coordinates",
     [CHOICES, FLOATS, WHOLE, CHOICES[:1], WHOLE[:1], [*CHOICES, *FLOATS], [*WHOLE, *FLOATS], [*WHOLE, *CHOICES]],
@@ -66,6 +67,7 @@ def test_it_finds_the_best_of_every_kind_of_space(coordinates: list[Coordinate])
         assert found[name] == (value if isinstance(value, str) else pytest.approx(value, abs=0.02))
 
 
+@pytest.mark.slow
 def test_categories_whole_numbers_and_floats_are_found_together_in_any_order() -> None:
     coordinates = [FLOATS[0], WHOLE[0], CHOICES[0], FLOATS[1], CHOICES[1], WHOLE[1], FLOATS[2]]
     sampler = make(coordinates)
@@ -78,6 +80,7 @@ def test_categories_whole_numbers_and_floats_are_found_together_in_any_order() -
     assert set(ranks) <= set(range(11))
 
 
+@pytest.mark.slow
 def test_neither_categories_nor_whole_numbers_freeze() -> None:
     """The margin: after the search has long settled, other values are still tried."""
     coordinates = [*WHOLE[:1], *CHOICES[:1], *FLOATS[:1]]
@@ -109,6 +112,7 @@ def test_an_ask_leaves_no_trace() -> None:
     assert play(other, fitness, 5) == first
 
 
+@pytest.mark.slow
 def test_generations_told_in_another_order_than_asked_move_it_towards_the_best() -> None:
     sampler = make([*FLOATS, *CHOICES])
     waiting: dict[int, list[Genome]] = {}
@@ -136,6 +140,7 @@ def test_an_optimum_in_a_corner_is_found() -> None:
     assert sampler.recommend() == pytest.approx({c.name: 1.0 for c in FLOATS}, abs=0.02)
 
 
+@pytest.mark.slow
 def test_noise_does_not_blow_up_the_step() -> None:
     sampler = make(FLOATS)
     random = np.random.default_rng(0)

@@ -53,6 +53,7 @@ def test_of_equals_the_first_told_is_the_elite() -> None:
     assert map_elites._elites(np.zeros(3), np.zeros((3, 2), dtype=int)).tolist() == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objectives", [1, 2, 3, 8])
 def test_the_archives_stay_as_small_as_their_grids(objectives: int) -> None:
     random = np.random.default_rng(0)

@@ -20,7 +20,7 @@ from evomerge.errors import ConfigError, WorkerError
 from evomerge.recipes.recipe import Recipe
 from evomerge.searching.spaces import genes
 from evomerge.studies import experiment, study
-from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.workbench import Setup
 from evomerge.studies.plan import Plan, make_plan
 from evomerge.studies.trials import Trial
 from evomerge.studies.workers.inline_pool import InlinePool
@@ -114,21 +114,9 @@ def _worker_pids(pool: RayPool) -> list[int]:
 
 
 @pytest.mark.ray
-def test_a_pool_that_did_not_start_ray_ends_its_workers_alone(laid: Plan, pool: RayPool) -> None:
-    other = open_pool(Workers(count=1), forgetful(laid))
-    assert isinstance(other, RayPool)
-    (worker,) = _worker_pids(other)
-    other.close()
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{worker}").exists()
-    assert len(_worker_pids(pool)) == 2
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("pool")
-def test_a_candidate_that_takes_too_long_fails_and_the_rest_goes_on(laid: Plan, recipes: list[Recipe]) -> None:
+def test_a_candidate_that_takes_too_long_fails_and_the_rest_goes_on(
+    laid: Plan, recipes: list[Recipe], pool: RayPool
+) -> None:
     opened = open_pool(Workers(count=1, timeout=3), laid.setup())
     assert isinstance(opened, RayPool)
     try:
@@ -140,8 +128,15 @@ def test_a_candidate_that_takes_too_long_fails_and_the_rest_goes_on(laid: Plan, 
         assert outcomes[0].reason == "took longer than workers.timeout, 3 s"
         assert outcomes[1].score is not None
         assert time.monotonic() - started < 120
+        (other,) = _worker_pids(opened)
     finally:
         opened.close()
+    # A pool that did not start Ray ends its own workers alone.
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{other}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{other}").exists()
+    assert len(_worker_pids(pool)) == 2
 
 
 @pytest.mark.ray
@@ -157,24 +152,36 @@ def test_a_fault_in_the_input_is_the_workers_own_message(
         open_pool(Workers(backend="inline"), laid.setup())
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize("fidelity", [{}, {"batch": 8, "select": 0.25}], ids=["all", "mini-batches"])
-def test_one_two_and_four_workers_give_the_same_study(
-    write_experiment: Callable[..., Path], tmp_path: Path, pool: RayPool, fidelity: dict[str, Any]
-) -> None:
-    def begin_for(count: int) -> Plan:
+@pytest.fixture
+def begin_for(write_experiment: Callable[..., Path], tmp_path: Path) -> Callable[..., Plan]:
+    """Begins a study for so many workers, of which one is this process: `begin_for(count, **changes)`."""
+
+    def make(count: int, **changes: Any) -> Plan:
         workers = {"backend": "inline"} if count == 1 else {"backend": "ray", "count": count}
-        changes = {"study": str(tmp_path / f"study-{count}"), "workers": workers, "fidelity": fidelity}
+        changes = {"study": str(tmp_path / f"study-{count}"), "workers": workers, **changes}
         return begin(write_experiment(f"{count}.yaml", **changes))
 
+    return make
+
+
+@pytest.mark.ray
+def test_one_and_two_workers_give_the_same_study(begin_for: Callable[..., Plan], pool: RayPool) -> None:
     of_one = study.search(begin_for(1), Silent())
     assert len(of_one) >= 14
-    assert [trial.role for trial in of_one].count("final") == bool(fidelity)
     of_two = study.Study(begin_for(2), pool, Silent())
     of_two.run()
     assert all_that_counts(of_two.trials) == all_that_counts(of_one)
-    if fidelity:
-        assert all_that_counts(study.search(begin_for(4), Silent())) == all_that_counts(of_one)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("pool")
+def test_one_two_and_four_workers_give_the_same_study_in_mini_batches(begin_for: Callable[..., Plan]) -> None:
+    fidelity = {"batch": 8, "select": 0.25}
+    of_one, *others = (study.search(begin_for(count, fidelity=fidelity), Silent()) for count in (1, 2, 4))
+    assert len(of_one) >= 14
+    assert [trial.role for trial in of_one].count("final") == 1
+    for other in others:
+        assert all_that_counts(other) == all_that_counts(of_one)
 
 
 @pytest.mark.ray
