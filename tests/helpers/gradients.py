@@ -136,7 +136,9 @@ class Reference:
             )
             scalars = method.scalars(inputs)
             if "threshold" in scalars:  # what ties with it in float32 does not in float64
-                scalars["threshold"] = [(1.0 - 1e-6) * one for one in scalars["threshold"]]
+                thresholds = scalars["threshold"]
+                assert isinstance(thresholds, list)
+                scalars["threshold"] = [(1.0 - 1e-6) * one for one in thresholds]
             along = next((kind for kind in ("rows", "columns") if _has(scalars, kind)), "flat")
             shape = shape_along(base.shape, along)
             s = {key: _tensor(value) for key, value in scalars.items()}
@@ -159,7 +161,7 @@ class Reference:
         scorer, by_task, at = self.bench.scorer, {}, 0
         assert scorer is not None
         for entry in self.bench.setup.entries:
-            built = scorer._tasks[entry.task]
+            built = scorer.tasks[entry.task]
             right = golds(built)
             assert right is not None
             values = []

@@ -26,7 +26,7 @@ def merge(
     method = methods.load(name)
     names = tuple(sorted(experts))
     chosen = {**method.OPTIONS, **(options or {})}
-    defaults = {p.name: p.default for p in method.PARAMETERS}
+    defaults: dict[str, Any] = {p.name: p.default for p in method.PARAMETERS}
     given_values = {
         p.name: tuple(_per_expert(values.get(p.name, defaults[p.name]), names) if p.per_expert else ())
         or (float(values.get(p.name, defaults[p.name])),)
