@@ -190,7 +190,8 @@ def test_without_waiting_a_killed_workers_candidates_end_in_the_log(
 ) -> None:
     workers = {"backend": "ray", "count": 2}
     fidelity = {"batch": 8, "select": 0.25}
-    plan = begin(write_experiment(mode="async", fidelity=fidelity, workers=workers, budget={"candidates": 24}))
+    budget = {"candidates": 24 + 3}  # the end takes two last looks and the winner's score on all documents
+    plan = begin(write_experiment(mode="async", fidelity=fidelity, workers=workers, budget=budget))
     victims = _worker_pids(pool)
 
     class Murderer(Silent):
