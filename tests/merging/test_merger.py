@@ -21,8 +21,8 @@ from evomerge.studies.candidates.workbench import Workbench
 
 def open_bench(family: Path, cache: Path, **changes: Any) -> Workbench:
     sources = {name: Source(model=str(family / "models" / name)) for name in ("ant", "bee")}
-    found = survey.survey_models(Source(model=str(family / "models/base")), sources, "auto")
-    return Workbench(Setup(found.base, found.experts, found.dtype, str(cache), **changes))
+    surveyed = survey.survey_models(Source(model=str(family / "models/base")), sources, "auto")
+    return Workbench(Setup(surveyed.base, surveyed.experts, surveyed.dtype, str(cache), **changes))
 
 
 def recipe(bench: Workbench, method: Any = "task_arithmetic", **changes: Any) -> Recipe:

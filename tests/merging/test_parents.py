@@ -28,9 +28,9 @@ def test_all_kinds_of_parents_give_the_tensors_of_the_files_in_order(bf16_family
 
 def test_streamed_tensors_outlive_the_copy_of_the_next_ones() -> None:
     tensors = {f"t{k}": torch.full((1 + 1000 * k,), float(k)) for k in range(6)}
-    parents = Streamed(_Dict(tensors), {"a": _Dict(tensors)}, torch.device("cpu"))  # type: ignore[arg-type]
+    parents = Streamed(_Dict(tensors), {"a": _Dict(tensors)}, torch.device("cpu"))  # type: ignore[arg-type,dict-item]
     for k, (base, (expert,)) in enumerate(parents.stream(list(tensors), ["a"])):
-        assert base.unique().tolist() == expert.unique().tolist() == [float(k)]
+        assert set(base.tolist()) == set(expert.tolist()) == {float(k)}
 
 
 def test_streaming_takes_two_buffers_and_no_more() -> None:

@@ -12,7 +12,7 @@ from evomerge.merging.kernels import compiling
 from evomerge.merging.kernels.arguments import Arguments
 from evomerge.merging.kernels.blocks import Options, Pass
 from evomerge.merging.kernels.kernel import Kernel
-from tests.helpers.merging import merge, normal
+from tests.helpers.merging import merge, merge_compiled, normal
 
 needs_compiler = pytest.mark.skipif(not compiling.can_compile(torch.device("cpu")), reason="no C++ compiler here")
 
@@ -27,8 +27,8 @@ def _family(experts: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 def test_passes_with_arrays_for_each_expert_compile_for_any_number_of_experts(experts: int) -> None:
     given = _family(experts)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a compiler that gives up warns
-        fused = merge("della", *given, weight=0.5, density=0.4, compiled=True)
+        warnings.filterwarnings("error", message="merging without a compiler")
+        fused = merge_compiled("della", *given, weight=0.5, density=0.4)
     assert torch.equal(fused, merge("della", *given, weight=0.5, density=0.4))
 
 
@@ -48,7 +48,7 @@ def test_the_pass_that_gpus_take_compiles_and_gives_the_same_bits(
     given = _family(1)
     eager = merge(method, *given, weight=0.5, density=0.4, t=0.3)
     monkeypatch.setattr(compiling, "compiled_pass", as_on_a_gpu)
-    assert torch.equal(eager, merge(method, *given, weight=0.5, density=0.4, t=0.3, compiled=True))
+    assert torch.equal(eager, merge_compiled(method, *given, weight=0.5, density=0.4, t=0.3))
     assert taken
 
 
