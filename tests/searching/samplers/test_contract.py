@@ -17,7 +17,7 @@ from evomerge.errors import ConfigError
 from evomerge.searching import samplers
 from evomerge.searching.samplers import Result, SamplerOptions, generator
 from evomerge.searching.spaces.genes import Genome
-from tests.searching.samplers.game import (
+from tests.helpers.game import (
     COORDINATES,
     MODULES,
     NUMBERS,
