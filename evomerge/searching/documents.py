@@ -22,14 +22,8 @@ from evomerge.searching.reliability import BLOCKS
 from evomerge.searching.samplers import generator
 
 BATCH = 24  # documents of a candidate
-
-
 SELECT = 0.25  # share of the documents kept apart
-
-
 ENOUGH = 6  # times the batch: where a fitness has fewer documents, every candidate sees all of them
-
-
 _APART = 1 << 64  # of its seeds from the samplers'
 
 Chosen = dict[str, list[int]]  # entry -> ids of its documents, ascending
