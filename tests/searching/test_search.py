@@ -740,7 +740,7 @@ def test_memory_stays_flat_with_a_hundred_thousand_documents_an_entry(
 
     class Large(Host):
         def answer(self, task: Assignment) -> Evaluation:
-            chosen = task.documents or {entry.name: slice(None) for entry in entries}
+            chosen: Mapping[str, Any] = task.documents or {entry.name: slice(None) for entry in entries}
             scores = {name: float(task.genome["a"]) + tastes[ids] for name, ids in chosen.items()}
             return Evaluation(scores, float(np.mean([one.mean() for one in scores.values()])))
 

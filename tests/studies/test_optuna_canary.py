@@ -43,7 +43,7 @@ def test_a_trials_state_is_stored_by_its_name_and_attributes_as_json(engine: sql
         values = connection.execute(sqlalchemy.text("SELECT value_json FROM trial_user_attributes")).scalars().all()
     assert states == [TrialState.COMPLETE.name], "Optuna stores a trial's state otherwise than by TrialState's name"
     assert [json.loads(value) for value in values] == ["abc"], (
-        "Optuna stores user attributes otherwise than as JSON"
+        "Optuna stores attributes otherwise than as JSON"
     )
 
 
@@ -55,5 +55,5 @@ def test_a_journal_is_a_line_of_json_for_each_operation(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) == before + 1, "Optuna's journal does not write a finished trial as one line any more"
     assert all(isinstance(json.loads(line), dict) for line in lines), (
-        "a line of Optuna's journal is no JSON mapping"
+        "a line of Optuna's journal is no JSON"
     )

@@ -205,7 +205,8 @@ def test_a_flat_fitness_does_not_stop_it(name: str, make: Make) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_failed_candidates_do_not_stop_it_and_are_not_recommended(name: str, make: Make) -> None:
     sampler = make(name)
-    failed, scored = [], []
+    failed: list[Genome] = []
+    scored: list[Genome] = []
     for number in range(length(name, 10)):
         generation = sampler.ask(number)
         results = judge(generation, name)
