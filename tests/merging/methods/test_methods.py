@@ -145,7 +145,7 @@ def test_dare_rescales_what_it_keeps() -> None:
 
 def test_dare_draws_other_masks_for_another_seed() -> None:
     base, expert = torch.zeros(1000), torch.ones(1000)
-    first, second = (merge("dare_ties", base, {"a": expert}, seed=s, weight=1.0, density=0.5) for s in (0, 1))
+    first, second = (merge("dare_ties", base, {"a": expert}, None, s, weight=1.0, density=0.5) for s in (0, 1))
     assert not torch.equal(first, second)
 
 
