@@ -45,16 +45,7 @@ def _merge(
     method = methods.load(name)
     names = tuple(sorted(experts))
     chosen = {**method.OPTIONS, **(options or {})}
-<<<<<<< HEAD
-    given = {p.name: values.get(p.name, p.default) for p in method.PARAMETERS}
-=======
-    defaults: dict[str, Any] = {p.name: p.default for p in method.PARAMETERS}
-    given_values = {
-        p.name: tuple(_per_expert(values.get(p.name, defaults[p.name]), names) if p.per_expert else ())
-        or (float(values.get(p.name, defaults[p.name])),)
-        for p in method.PARAMETERS
-    }
->>>>>>> house-types
+    given: dict[str, Any] = {p.name: values.get(p.name, p.default) for p in method.PARAMETERS}
     inputs = TensorInputs(
         name="t",
         experts=names,
