@@ -241,6 +241,7 @@ def test_proposals_are_a_pure_function_of_seed_and_what_was_told(name: str, make
     assert other.genomes[1] != whole.genomes[1] or any(g.gradient for g in whole.asked.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("outstanding", [1, 3])
 def test_generations_told_late_and_out_of_order_are_replayed(name: str, outstanding: int, make: Make) -> None:
