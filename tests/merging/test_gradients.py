@@ -143,6 +143,7 @@ def test_modules_whose_values_are_equal_have_slopes_of_their_own(coarse: Path, t
     assert_equal(pulled(bench, chosen, genome), slopes(Reference(bench), chosen, laid(bench), genome))
 
 
+@pytest.mark.slow
 def test_modules_may_have_methods_of_their_own(coarse: Path, tmp_path: Path) -> None:
     bench, frame = open_bench(coarse, tmp_path), laid(open_bench(coarse, tmp_path))
     genes = {

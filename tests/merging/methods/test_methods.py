@@ -109,6 +109,7 @@ def test_trimming_keeps_the_density_exactly_to_one_element(count: int, density: 
         assert abs(kept - max(1, density * count)) <= 1, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DROPPING)
 @pytest.mark.parametrize("density", [0.1, 0.37, 0.9])
 def test_the_kept_fraction_of_large_tensors_is_the_density(name: str, density: float) -> None:
