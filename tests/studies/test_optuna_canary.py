@@ -42,9 +42,7 @@ def test_a_trials_state_is_stored_by_its_name_and_attributes_as_json(engine: sql
         states = connection.execute(sqlalchemy.text("SELECT state FROM trials")).scalars().all()
         values = connection.execute(sqlalchemy.text("SELECT value_json FROM trial_user_attributes")).scalars().all()
     assert states == [TrialState.COMPLETE.name], "Optuna stores a trial's state otherwise than by TrialState's name"
-    assert [json.loads(value) for value in values] == ["abc"], (
-        "Optuna stores attributes otherwise than as JSON"
-    )
+    assert [json.loads(value) for value in values] == ["abc"], "Optuna stores attributes otherwise than as JSON"
 
 
 def test_a_journal_is_a_line_of_json_for_each_operation(tmp_path: Path) -> None:
@@ -54,6 +52,4 @@ def test_a_journal_is_a_line_of_json_for_each_operation(tmp_path: Path) -> None:
     study.add_trial(optuna.create_trial(value=1.0, user_attrs={"recipe": "abc"}))
     lines = path.read_text().splitlines()
     assert len(lines) == before + 1, "Optuna's journal does not write a finished trial as one line any more"
-    assert all(isinstance(json.loads(line), dict) for line in lines), (
-        "a line of Optuna's journal is no JSON"
-    )
+    assert all(isinstance(json.loads(line), dict) for line in lines), "a line of Optuna's journal is no JSON"
