@@ -256,5 +256,5 @@ def test_a_fidelity_that_makes_no_sense_is_refused(options: dict[str, object]) -
 
 def test_racing_is_no_rule_any_more() -> None:
     assert Fidelity.model_validate({"race": False, "adapt": False}) == Fidelity(adapt=False)
-    with pytest.raises(ValidationError, match="race is no rule any more, .*; remove it"):
+    with pytest.raises(ValidationError, match=r"race is no rule any more, .*; remove it"):
         Fidelity.model_validate({"race": True})
