@@ -107,9 +107,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-merge-", dir=arguments.scratch) as folder:
         # Nothing compiled earlier is found: what a first pass costs is what it costs a new user.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "compiled")
-        found = run(arguments, Path(folder))
+        sections = run(arguments, Path(folder))
     if arguments.json:
-        arguments.json.write_text(json.dumps({**about, "sections": found}, indent=2) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps({**about, "sections": sections}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

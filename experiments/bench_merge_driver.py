@@ -72,8 +72,8 @@ class Side:
         elif "merge" in request:
             return {"seconds": self.merge(list(self.groups), request["merge"])}
         elif "versions" in request:
-            found = {name: importlib.metadata.version(name) for name in ("mergekit", "torch")}
-            return {**found, "Python": platform.python_version()}
+            versions = {name: importlib.metadata.version(name) for name in ("mergekit", "torch")}
+            return {**versions, "Python": platform.python_version()}
         return {}
 
 

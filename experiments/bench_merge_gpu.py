@@ -49,12 +49,12 @@ def _family(shapes: dict[str, tuple[int, ...]], experts: int, seed: int) -> list
 
 def _tables(models: list[Model], names: Sequence[str]) -> dict[tuple[str, ...], Magnitudes]:
     """TIES' tables, of a sample: which threshold it is makes a pass no slower."""
-    found = {}
+    tables = {}
     for tensor, base in models[0].items():
         reference = base.view(-1)[:_SAMPLE].cpu()
         for name, model in zip(names, models[1:], strict=True):
-            found[tensor, name] = Magnitudes.of(reference, [model[tensor].view(-1)[:_SAMPLE].cpu()])
-    return found
+            tables[tensor, name] = Magnitudes.of(reference, [model[tensor].view(-1)[:_SAMPLE].cpu()])
+    return tables
 
 
 def _pass(method_name: str, models: list[Model], live: Model) -> Callable[[int], None]:

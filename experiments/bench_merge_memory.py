@@ -49,16 +49,16 @@ def anonymous(pid: int) -> int:
 
 def descendants(pid: int) -> list[int]:
     """The processes that a process has started, and theirs."""
-    found: list[int] = []
+    processes: list[int] = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = [int(child) for child in file.read_text().split()]
         except OSError:
             continue
-        found += children
+        processes += children
         for child in children:
-            found += descendants(child)
-    return found
+            processes += descendants(child)
+    return processes
 
 
 class Watch(threading.Thread):

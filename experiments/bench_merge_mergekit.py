@@ -92,12 +92,12 @@ def driving(python: Path, family: Family) -> Iterator[Driver]:
 def _parameters(recipe: Recipe, names: list[str]) -> dict[str, dict[str, Any]]:
     """For each tensor, mergekit's parameters of this recipe."""
     places = tensor_names.places(names)
-    found = {}
+    parameters = {}
     for name in names:
         values = recipe.coefficients(places[name])
         shared = {"lambda": values["lambda"][0], **recipe.options[recipe.method_at(places[name])]}
-        found[name] = {"weight": list(values["weight"]), "density": list(values["density"]), **shared}
-    return found
+        parameters[name] = {"weight": list(values["weight"]), "density": list(values["density"]), **shared}
+    return parameters
 
 
 def _measure(bench: Bench, family: Family, driver: Driver, method: str, threads: int) -> Iterator[dict[str, Any]]:

@@ -61,20 +61,20 @@ def _round(bench: Bench, recipe: Path, cache: Path) -> dict[str, float]:
     command = [sys.executable, __file__, str(recipe), str(out), str(max(bench.threads))]
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    found["safetensors"] = _save(out, again)
+    phases: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    phases["safetensors"] = _save(out, again)
     shutil.rmtree(out)
     shutil.rmtree(again)
-    return found
+    return phases
 
 
-def _row(family: Family, method: str, which: str, found: list[dict[str, float]]) -> dict[str, Any]:
-    middle = {key: statistics.median(each[key] for each in found) for key in found[0]}
+def _row(family: Family, method: str, which: str, rounds: list[dict[str, float]]) -> dict[str, Any]:
+    middle = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
     return {
         "parameters": family.parameters,
         "method": method,
         "round": which,
-        "rounds": len(found),
+        "rounds": len(rounds),
         **{f"{key}_seconds": value for key, value in middle.items()},
         "whole_times_safetensors": middle["whole"] / middle["safetensors"],
         "writing_times_safetensors": middle["writing"] / middle["safetensors"],
@@ -95,8 +95,8 @@ def rows(bench: Bench) -> Iterator[dict[str, Any]]:
             recipe = bench.scratch / "recipe.yaml"
             recipe.write_text(files.recipe_to_yaml(family.recipe(method, 0)), encoding="utf-8")
             cache = bench.scratch / f"writing-{family.parameters}-{method}"
-            found = [_round(bench, recipe, cache) for _ in range(1 + bench.settings.writing_rounds)]
-            for which, part in (("first", found[:1]), ("later", found[1:])):
+            rounds = [_round(bench, recipe, cache) for _ in range(1 + bench.settings.writing_rounds)]
+            for which, part in (("first", rounds[:1]), ("later", rounds[1:])):
                 if not part:
                     continue
                 row = _row(family, method, which, part)

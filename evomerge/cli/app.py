@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.errors import LiveError
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
 from evomerge import __version__
@@ -35,6 +37,8 @@ R = TypeVar("R")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 StudyFolder = Annotated[Path, typer.Argument(help="The study's folder.", show_default=False)]
+OutputFolder = Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)]
+TrialOption = Annotated[int | None, typer.Option(help="A trial's number; the best by default.")]
 PickOption = Annotated[
     str | None,
     typer.Option(
@@ -107,7 +111,8 @@ class Steps:
         if err.is_terminal:
             self._clock = Progress(SpinnerColumn(), TimeElapsedColumn(), console=err, transient=True)
             self._clock.add_task("")
-            self._clock.start()
+            with contextlib.suppress(LiveError):  # something else moves on the terminal already
+                self._clock.start()
 
     def done(self) -> None:
         """The last step is at its end."""

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evomerge.cli.app import JsonFlag, PickOption, StudyFolder, command, err, out, print_json, step
+from evomerge.cli.app import (
+    JsonFlag,
+    OutputFolder,
+    PickOption,
+    StudyFolder,
+    TrialOption,
+    command,
+    err,
+    out,
+    print_json,
+    step,
+)
 from evomerge.errors import ConfigError, StudyError
 from evomerge.files.writing import refuse_existing
 
@@ -20,7 +31,7 @@ if TYPE_CHECKING:
 @command
 def certify(
     folder: StudyFolder,
-    trial: Annotated[int | None, typer.Option(help="A trial; the best by default.")] = None,
+    trial: TrialOption = None,
     pick: PickOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -42,8 +53,8 @@ def certify(
 @command
 def export(
     folder: StudyFolder,
-    output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
-    trial: Annotated[int | None, typer.Option(help="A trial's number; the best by default.")] = None,
+    output: OutputFolder,
+    trial: TrialOption = None,
     pick: PickOption = None,
 ) -> None:
     """Build a trial's model as a Hugging Face folder, and check that it is the one that was scored."""
@@ -62,7 +73,7 @@ def export(
 def promote(
     folder: StudyFolder,
     output: Annotated[Path, typer.Argument(help="The next round's folder, to make.", show_default=False)],
-    trial: Annotated[int | None, typer.Option(help="A trial's number; the best by default.")] = None,
+    trial: TrialOption = None,
     pick: PickOption = None,
 ) -> None:
     """Begin the next round: a study's winner as one more expert of a new experiment."""

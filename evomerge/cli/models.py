@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evomerge.cli.app import JsonFlag, command, err, out, print_json, step
+from evomerge.cli.app import JsonFlag, OutputFolder, command, err, out, print_json, step
 from evomerge.errors import ConfigError
 from evomerge.files.writing import refuse_existing
 from evomerge.files.yaml import parse_yaml
@@ -17,7 +17,7 @@ from evomerge.files.yaml import parse_yaml
 @command
 def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe file, or mergekit's.", show_default=False)],
-    output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    output: OutputFolder,
 ) -> None:
     """Build one model from a recipe or a mergekit configuration, without a search."""
     refuse_existing(output)
@@ -41,7 +41,7 @@ ModelArgument = Annotated[
 @command
 def extend(
     model: ModelArgument,
-    output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    output: OutputFolder,
     method: Annotated[str, typer.Option(help="yarn, ntk, linear, longrope or llama3")] = "yarn",
     factor: Annotated[float | None, typer.Option(help="How many times the length.", show_default=False)] = None,
     target_length: Annotated[int | None, typer.Option(help="Or the length, in tokens.", show_default=False)] = None,
@@ -67,7 +67,7 @@ def extend(
 @command
 def distill(
     model: ModelArgument,
-    output: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)],
+    output: OutputFolder,
     teacher: Annotated[
         list[str], typer.Option(help="NAME=MODEL of the same shapes; may be repeated.", show_default=False)
     ],

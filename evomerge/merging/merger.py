@@ -38,7 +38,7 @@ class Merger:
         cache: the folder of the tables that methods look up.
         compiled: whether to run fused passes; `auto` runs them for models of `WORTH_COMPILING` parameters or more.
         progress: told which table is being computed.
-        residency: where base and experts lie; `auto` plans it.
+        residency: where base and experts lie; `auto` decides it.
 
     Raises:
         CheckpointError: the checkpoints do not fit the model.

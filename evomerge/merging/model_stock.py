@@ -1,8 +1,8 @@
-"""Which merge methods add weighted task vectors up, so that model stock's step can be said in their weights."""
+"""Model stock's step as weights of task vectors, and the merge methods that such weights can be given to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -10,6 +10,37 @@ from evomerge.merging import methods
 from evomerge.merging.kernels import passes
 from evomerge.merging.kernels.tables import KINDS
 from evomerge.merging.methods import TensorInputs
+from evomerge.merging.table_store import Statistics
+
+
+def task_vector_weights(
+    names: Sequence[str], experts: Sequence[str], statistics: Statistics
+) -> Iterator[tuple[str, float]]:
+    """(tensor, weight): model stock's weight of each task vector, the same for all experts of a tensor.
+
+    Jang et al. 2024, "Model stock", arXiv 2403.19522, eq. 7: a tensor of K experts goes t of the way to their
+    average, that is, each task vector is added with the weight t/K. t is clipped to [0, 1]. Tensors that no expert
+    changes have no angle and are left out.
+
+    Raises:
+        CheckpointError: a tensor has values that are not finite.
+        StudyError: the tables' cache cannot be written.
+    """
+    stock = methods.load("model_stock")
+    for name in names:
+        inputs = TensorInputs(
+            name=name,
+            experts=tuple(experts),
+            values={"lambda": (1.0,)},
+            options=stock.OPTIONS,
+            seed=0,  # no mask is drawn
+            table=lambda kind, which, name=name: statistics.table(kind, which, name),  # type: ignore[misc]
+        )
+        step = stock.scalars(inputs)["step"]
+        assert isinstance(step, list)
+        if inputs.table("gram", inputs.experts).dots[1:, 1:].any():
+            yield name, min(max(step[0], 0.0), 1.0 / len(experts))
+
 
 _KEEP_ALL = {"lambda": 1.0, "density": 1.0, "gamma": 0.0, "epsilon": 0.0}  # values with which no element is dropped
 

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from evomerge.merging.placement import Kind, plan, room
+from evomerge.merging.placement import Kind, decide, room
 from evomerge.models.checkpoints import Checkpoint
 
 
@@ -139,13 +139,13 @@ def open_parents(
     """The parents for passes on a device.
 
     Args:
-        kind: where the parents lie; `auto` plans it for a live model that is on the device already.
+        kind: where the parents lie; `auto` decides it for a live model that is on the device already.
         names: the live model's parameters.
     """
     if kind == "auto":
         sizes = [sum(checkpoint[name].nbytes for checkpoint in (base, *experts.values())) for name in names]
         gpu = device.type == "cuda"
-        kind = plan(sum(sizes), 0, max(sizes), gpu=gpu, workers=1, free=room(str(device))).kind
+        kind = decide(sum(sizes), 0, max(sizes), gpu=gpu, workers=1, free=room(str(device))).kind
     if kind == "mapped":
         return Mapped(base, experts)
     return (Resident if kind == "resident" else Streamed)(base, experts, device)

@@ -39,7 +39,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Placement:
     """Where the parents lie, and what that takes.
 
     Attributes:
@@ -73,7 +73,9 @@ def _available() -> int:
         return 1 << 62
 
 
-def plan(checkpoint_bytes: int, model_bytes: int, largest: int, *, gpu: bool, workers: int, free: Room) -> Plan:
+def decide(
+    checkpoint_bytes: int, model_bytes: int, largest: int, *, gpu: bool, workers: int, free: Room
+) -> Placement:
     """Decides where the parents lie.
 
     Args:
@@ -87,12 +89,12 @@ def plan(checkpoint_bytes: int, model_bytes: int, largest: int, *, gpu: bool, wo
     merge_bytes = checkpoint_bytes + model_bytes
     if not gpu:
         host = checkpoint_bytes + workers * model_bytes
-        return Plan("mapped", 0, host, host <= free.host, merge_bytes)
+        return Placement("mapped", 0, host, host <= free.host, merge_bytes)
     resident = checkpoint_bytes + model_bytes
     if resident <= free.gpu_free - RESERVE * free.gpu_total:
-        return Plan("resident", resident, 0, True, merge_bytes)
+        return Placement("resident", resident, 0, True, merge_bytes)
     fits = checkpoint_bytes <= free.host
-    return Plan("streamed", model_bytes + 2 * largest, checkpoint_bytes, fits, merge_bytes)
+    return Placement("streamed", model_bytes + 2 * largest, checkpoint_bytes, fits, merge_bytes)
 
 
 def speed(kind: Kind, device: str) -> float:

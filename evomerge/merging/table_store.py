@@ -1,5 +1,4 @@
-"""Keeps the tables of `merging.kernels.tables` beside a study: made once, keyed by the checkpoints' content,
-shared.
+"""Keeps the tables of `merging.kernels.tables` beside a study: made once, keyed by the checkpoints' content.
 
 A file holds one kind of table for all tensors of a base and some experts. It is memory-mapped, so the workers of a
 host share one copy. It carries the hash of its content: a damaged file is made again.

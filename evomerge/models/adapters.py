@@ -22,8 +22,6 @@ from evomerge.models.low_rank import fold
 from evomerge.models.tensor_names import Shapes
 
 WEIGHTS = "adapter_model.safetensors"
-
-
 _PREFIX = "base_model.model."
 
 _PART = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?P<what>\.weight|\.bias)?")

@@ -24,13 +24,8 @@ from evomerge.models.source import Source
 from evomerge.models.tensor_names import some
 
 INDEX = "model.safetensors.index.json"
-
-
 SINGLE = "model.safetensors"
-
-
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
-
 
 # safetensors' codes of the dtypes that unquantized weights have -> torch's names
 CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

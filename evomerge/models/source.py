@@ -42,12 +42,8 @@ def parse_source(value: Any) -> Any:
 
 
 SourceField = Annotated[Source, BeforeValidator(parse_source)]
-
-
 Dtype = Literal["float32", "bfloat16", "float16"]  # what merged models may be kept in
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
-
-
 Vocabulary = Literal["base", "union"]  # what to do where vocabularies differ, see `models.vocabulary`
 
 

@@ -26,7 +26,6 @@ _PATTERNS = (
     ("mlp", re.compile(r"mlp|ffn|feed_forward|moe|expert|^fc\d*$|channel_mix")),
 )
 
-
 _NUMBERED = re.compile(r"^(.*?)\.(\d+)\.")
 
 

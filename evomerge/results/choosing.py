@@ -10,8 +10,6 @@ from evomerge.results.fronts import comparable_trials, front, knee
 from evomerge.studies.trials import Trial, best_trial
 
 PICKS = ("best", "knee")
-
-
 _WHERE = "--pick"
 
 

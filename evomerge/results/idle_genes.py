@@ -13,14 +13,8 @@ from evomerge.searching.spaces.genes import Coordinate
 from evomerge.studies.trials import Trial
 
 _OVERALL = 1e-3  # p of all genes together, above which nothing is said of any
-
-
 _ABSENT = 0.1  # p of a gene, below which its effect may be there
-
-
 _POWER = 0.99  # with which an effect would have been seen that is
-
-
 _SHARE = 0.25  # of what genes of its size explain on average
 
 

@@ -22,14 +22,8 @@ from evomerge.searching.reliability import BLOCKS
 from evomerge.searching.samplers import generator
 
 BATCH = 24  # documents of a candidate
-
-
 SELECT = 0.25  # share of the documents kept apart
-
-
 ENOUGH = 6  # times the batch: where a fitness has fewer documents, every candidate sees all of them
-
-
 _APART = 1 << 64  # of its seeds from the samplers'
 
 Chosen = dict[str, list[int]]  # entry -> ids of its documents, ascending
@@ -56,9 +50,11 @@ class Fidelity(Strict):
     @model_validator(mode="before")
     @classmethod
     def _without_racing(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "race" in data:
+        if not isinstance(data, Mapping) or "race" not in data:
+            return data
+        if data["race"]:
             raise ValueError("race is no rule any more, for it was no better at equal documents; remove it")
-        return data
+        return {key: value for key, value in data.items() if key != "race"}
 
     def mini_batch(self, documents: int, *, fresh: bool) -> int | None:
         """Documents of a candidate; None for all of them.

@@ -17,8 +17,6 @@ from evomerge.searching.search import Search
 from evomerge.searching.spaces.genes import Coordinate, Genome, initial
 
 Watch = Callable[[int, Sequence[Line], "Genome | None"], None]
-
-
 Evaluate = Callable[[Genome, Sequence[int]], "np.ndarray | Sequence[float]"]
 
 

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCKS = 4  # that a batch consists of
-
-
 MOST_BLOCKS = 16  # that a generation of the usual effort may have
-
-
 _RELIABLE = (0.35, 0.75)  # below it a generation takes more blocks, above it fewer
-
-
 _MIX = 0.3  # weight of a generation's reliability in the running one
 
 

@@ -26,7 +26,7 @@ def check_workers(plan: Plan) -> dict[str, Any]:
     """
     resources = plan_workers(plan.experiment.workers, cores(), torch.cuda.device_count())
     survey = plan.survey
-    found = placement.plan(
+    found = placement.decide(
         survey.nbytes,
         plan.model_bytes,
         survey.largest * survey.nbytes // survey.parameters,

@@ -30,17 +30,11 @@ from evomerge.studies.optuna_log import STUDY_NAME, in_order, open_study, undama
 from evomerge.studies.trials import Trial
 
 _PATIENCE = 60  # seconds for which a writer waits for the readers of a database file
-
-
 _OPENED = "cannot be opened: {}; check `storage`, and that the database runs and lets you in"
 
 # What is read of Optuna's tables.
 _STUDIES = table("studies", column("study_id"), column("study_name"))
-
-
 _TRIALS = table("trials", column("trial_id"), column("study_id"), column("state"))
-
-
 _ATTRIBUTES = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
 
 

@@ -217,8 +217,6 @@ def load_experiment(path: Path) -> Experiment:
 
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
 _CATALOG = {"space": "search_spaces", "fitness": "fitness"}
 
 

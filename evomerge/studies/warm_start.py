@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from evomerge import plugins
-from evomerge.merging.methods import TensorInputs
-from evomerge.merging.model_stock import adds_up
+from evomerge.merging.model_stock import adds_up, task_vector_weights
 from evomerge.merging.table_store import Statistics
 from evomerge.models import tensor_names
 from evomerge.models.survey import Progress
@@ -57,24 +55,13 @@ def _wishes(
     """Model stock's weight of each tensor, beside the λ that a genome has there."""
     base, experts = open_inputs(setup)
     recipe = laid.decode(genome)
-    stock = plugins.load("methods", "model_stock")
     statistics = Statistics(
         base, experts, names, Path(setup.cache), lambda text: progress("measuring angles for a warm start")
     )
-    found = []
-    for place in tensor_names.places(names).values():
-        inputs = TensorInputs(
-            name=place.name,
-            experts=tuple(recipe.experts),
-            values={"lambda": (1.0,)},
-            options=stock.OPTIONS,
-            seed=laid.common.seed,
-            table=lambda kind, which, name=place.name: statistics.table(kind, which, name),  # type: ignore[misc]
-        )
-        (share,) = stock.scalars(inputs)["step"]  # t/K
-        factor = recipe.coefficients(place)["lambda"][0]
-        changed = bool(inputs.table("gram", inputs.experts).dots[1:, 1:].any())
-        if factor and changed:
-            clipped = min(max(share, 0.0), 1.0 / len(inputs.experts))
-            found.append(WantedWeight(place, math.prod(base.shapes[place.name]), clipped / factor))
-    return found
+    places = tensor_names.places(names)
+    wishes = []
+    for name, weight in task_vector_weights(names, tuple(recipe.experts), statistics):
+        factor = recipe.coefficients(places[name])["lambda"][0]
+        if factor:
+            wishes.append(WantedWeight(places[name], math.prod(base.shapes[name]), weight / factor))
+    return wishes

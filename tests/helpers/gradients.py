@@ -135,10 +135,9 @@ class Reference:
                 functools.partial(self.table, name),
             )
             scalars = method.scalars(inputs)
-            if "threshold" in scalars:  # what ties with it in float32 does not in float64
-                thresholds = scalars["threshold"]
-                assert isinstance(thresholds, list)
-                scalars["threshold"] = [(1.0 - 1e-6) * one for one in thresholds]
+            threshold = scalars.get("threshold")
+            if isinstance(threshold, list):  # what ties with it in float32 does not in float64
+                scalars["threshold"] = [(1.0 - 1e-6) * one for one in threshold]
             along = next((kind for kind in ("rows", "columns") if _has(scalars, kind)), "flat")
             shape = shape_along(base.shape, along)
             s = {key: _tensor(value) for key, value in scalars.items()}

@@ -18,24 +18,41 @@ def merge(
     experts: Mapping[str, torch.Tensor],
     options: Mapping[str, bool] | None = None,
     seed: int = 0,
-    *,
-    compiled: bool = False,
+    /,
     **values: Any,
 ) -> torch.Tensor:
-    """One tensor merged, with its tables computed on the spot."""
+    """One tensor merged eager, with its tables computed on the spot."""
+    return _merge(name, base, experts, options, seed, values, compiled=False)
+
+
+def merge_compiled(
+    name: str, base: torch.Tensor, experts: Mapping[str, torch.Tensor], /, **values: Any
+) -> torch.Tensor:
+    """One tensor merged by a compiled pass, with its tables computed on the spot."""
+    return _merge(name, base, experts, None, 0, values, compiled=True)
+
+
+def _merge(
+    name: str,
+    base: torch.Tensor,
+    experts: Mapping[str, torch.Tensor],
+    options: Mapping[str, bool] | None,
+    seed: int,
+    values: Mapping[str, Any],
+    *,
+    compiled: bool,
+) -> torch.Tensor:
     method = methods.load(name)
     names = tuple(sorted(experts))
     chosen = {**method.OPTIONS, **(options or {})}
-    defaults: dict[str, Any] = {p.name: p.default for p in method.PARAMETERS}
-    given_values = {
-        p.name: tuple(_per_expert(values.get(p.name, defaults[p.name]), names) if p.per_expert else ())
-        or (float(values.get(p.name, defaults[p.name])),)
-        for p in method.PARAMETERS
-    }
+    given: dict[str, Any] = {p.name: values.get(p.name, p.default) for p in method.PARAMETERS}
     inputs = TensorInputs(
         name="t",
         experts=names,
-        values=given_values,
+        values={
+            p.name: tuple(_per_expert(given[p.name], names)) if p.per_expert else (float(given[p.name]),)
+            for p in method.PARAMETERS
+        },
         options=chosen,
         seed=seed,
         table=lambda kind, which: tables.KINDS[kind].of(base, [experts[expert] for expert in which]),

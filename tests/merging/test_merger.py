@@ -21,8 +21,8 @@ from evomerge.studies.candidates.workbench import Workbench
 
 def open_bench(family: Path, cache: Path, **changes: Any) -> Workbench:
     sources = {name: Source(model=str(family / "models" / name)) for name in ("ant", "bee")}
-    found = survey.survey_models(Source(model=str(family / "models/base")), sources, "auto")
-    return Workbench(Setup(found.base, found.experts, found.dtype, str(cache), **changes))
+    surveyed = survey.survey_models(Source(model=str(family / "models/base")), sources, "auto")
+    return Workbench(Setup(surveyed.base, surveyed.experts, surveyed.dtype, str(cache), **changes))
 
 
 def recipe(bench: Workbench, method: Any = "task_arithmetic", **changes: Any) -> Recipe:
@@ -101,6 +101,7 @@ def test_compiled_and_eager_build_the_same_bits(bf16_family: Path, tmp_path: Pat
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_where_the_checkpoints_lie_changes_no_bit(bf16_family: Path, tmp_path: Path, method: str) -> None:
     bench = open_bench(bf16_family, tmp_path)

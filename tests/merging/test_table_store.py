@@ -34,9 +34,9 @@ def test_tables_are_computed_once_and_read_back_bit_for_bit(family: Path, tmp_pa
 
 def test_each_table_is_of_its_own_experts_and_tensor(family: Path, tmp_path: Path) -> None:
     opened = open_family(family, tmp_path, [])
-    found = [opened.table("magnitude", [expert], NAME).total[0] for expert in ("ant", "bee")]
-    found.append(opened.table("magnitude", ["ant"], "model.norm.weight").total[0])
-    assert len(set(found)) == 3
+    totals = [opened.table("magnitude", [expert], NAME).total[0] for expert in ("ant", "bee")]
+    totals.append(opened.table("magnitude", ["ant"], "model.norm.weight").total[0])
+    assert len(set(totals)) == 3
     gram, turned = (opened.table("gram", experts, NAME).dots for experts in (["ant", "bee"], ["bee", "ant"]))
     assert gram[1, 1] == turned[2, 2] != gram[2, 2]
 

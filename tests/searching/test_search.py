@@ -533,6 +533,7 @@ def test_a_look_at_a_candidate_that_fails_changes_nothing(open_search: Open) -> 
 # --- without waiting ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_without_waiting_any_prefix_of_the_log_is_replayed_and_gone_on_from(name: str, open_search: Open) -> None:
     candidates = 10 if name == "gp" else 20 if name in SLOW else 40

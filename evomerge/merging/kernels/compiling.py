@@ -1,7 +1,9 @@
 """Passes that a compiler has fused into one loop: C++ on CPU, Triton on GPU.
 
 All that this package takes of torch's private parts stands here; `tests/merging/kernels/test_torch_canary.py` holds
-each of them. A compiler that does not work costs a warning: the passes run eager then, with the same bits.
+each of them. They are imported where they are used: that takes more than a second, and an eager pass needs none.
+
+A compiler that does not work costs a warning: the passes run eager then, with the same bits.
 """
 
 from __future__ import annotations
@@ -14,11 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch._dynamo
-import torch._inductor
-import torch.utils._triton
+import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from evomerge.errors import first_line
 from evomerge.merging.kernels.arguments import Arguments, Layout
@@ -31,7 +30,9 @@ def can_compile(device: torch.device) -> bool:
     if device.type == "cpu":
         compiler = os.environ.get("CXX") or "g++"
         return any(shutil.which(name) for name in (compiler, "clang++", "c++"))
-    return torch.utils._triton.has_triton()  # type: ignore[no-untyped-call, unused-ignore]
+    from torch.utils._triton import has_triton
+
+    return has_triton()  # type: ignore[no-untyped-call, unused-ignore]
 
 
 _broken: set[str] = set()  # device types whose compiler has failed in this process
@@ -74,10 +75,12 @@ def compiled_pass(
 def _or_eager(compiled: Pass, eager: Pass) -> Pass:
     """The compiled pass; the eager one where compiling fails, which `torch.compile` tells at a call only."""
 
+    from torch._dynamo.exc import TorchDynamoException
+
     def merge_pass(out: Tensor, *rest: Any) -> None:
         try:
             compiled(out, *rest)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except TorchDynamoException as error:
             _give_up(out.device.type, error)
             eager(out, *rest)
 
@@ -131,6 +134,9 @@ def _direct_pass(method: Kernel, options: Options, layout: Layout, along: str, s
     Raises:
         Exception: whatever a compiler raises that does not work, or what was compiled holds for some sizes only.
     """
+    from torch._inductor import compile as compile_graph
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     merge_pass = make_pass(method, options, layout)
     experts, arrays = len(signature.dtypes) - 2, len(signature.arrays)
 
@@ -143,7 +149,7 @@ def _direct_pass(method: Kernel, options: Options, layout: Layout, along: str, s
 
     graph = make_fx(flat_pass, tracing_mode="symbolic")(*_examples(layout, along, signature))
     inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    compiled = torch._inductor.compile(graph, inputs)
+    compiled = compile_graph(graph, inputs)
     numbers = inputs[2 + experts : 4 + experts + arrays]
     _check_sizes(inputs[0].fake_mode.shape_env.guards, [one.shape[0] for one in numbers])
 

@@ -85,8 +85,7 @@ def _vectors(base: Tensor, experts: Sequence[Tensor], start: int, stop: int) -> 
 
 
 def _grams(base: Tensor, experts: Sequence[Tensor]) -> np.ndarray:
-    """The dot products of every row of matrices (rows, columns), float64 (rows, 1 + K, 1 + K), some rows at a
-    time."""
+    """The dot products of every row of matrices (rows, columns): float64 (rows, 1 + K, 1 + K)."""
     rows, columns = base.shape
     step = max(1, BLOCK // max(columns, 1))
     parts = [np.zeros((0, 1 + len(experts), 1 + len(experts)))]

@@ -36,8 +36,10 @@ class Histogram:
         return values
 
     def below(self, ranks: np.ndarray, sums: np.ndarray | None = None) -> np.ndarray:
-        """The sum of the values below each rank; with `sums`, one of `self.sums`, the sum of those weights below
-        it."""
+        """The sum of the values below each rank.
+
+        sums: one of `self.sums`, to sum these weights and not the values.
+        """
         used, place, share = self._find(ranks)
         if sums is None:
             low, high = self._edges(used)

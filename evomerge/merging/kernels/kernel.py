@@ -1,4 +1,4 @@
-"""What a pass needs of a merge method. Does not import torch."""
+"""What a pass needs of a merge method. No torch here."""
 
 from __future__ import annotations
 

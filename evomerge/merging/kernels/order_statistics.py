@@ -154,9 +154,11 @@ class Variances:
         return cls(values, np.stack(above, axis=1), totals, np.array([size, nonzero]))
 
     def most(self, fraction: float) -> tuple[float, list[float]]:
-        """The variance that the ⌊fraction·nonzero⌋ elements of greatest variance reach, and Σ δk² over these
-        elements for each expert. The variance is infinite where ⌊fraction·nonzero⌋ is 0, and 0 where fraction is
-        1."""
+        """(threshold, squares): the variance that the ⌊fraction·nonzero⌋ elements of greatest variance reach, and
+        Σ δk² over these elements for each expert.
+
+        The threshold is infinite where these are no elements, and 0 where the fraction is 1.
+        """
         n, nonzero = int(self.size[0]), int(self.size[1])
         if fraction >= 1.0:
             return 0.0, [float(total) for total in self.total]

@@ -1,5 +1,4 @@
-"""What a method's `scalars` returns about one tensor: numbers, and arrays by row or by column. Does not import
-torch."""
+"""What a method's `scalars` returns about one tensor: numbers, and arrays by row or by column. No torch here."""
 
 from __future__ import annotations
 
@@ -30,6 +29,5 @@ class ByColumn:
     array: np.ndarray
 
 
-# Scalar's name -> its numbers. Of a list of floats a pass makes float32, of a list of ints int32, both of shape
-# (len,).
+# A scalar's name -> its numbers. A list of floats reaches a pass as float32, a list of ints as int32, (len,).
 Scalars = dict[str, list[float] | list[int] | ByRow | ByColumn]

@@ -111,8 +111,8 @@ def elect(terms: Sequence[Tensor], weights: Tensor, *, normalize: bool, vote: Te
     """TIES' sign election and disjoint merge (Yadav et al. 2023, arXiv 2306.01708, §3.2-3.3), weighted as mergekit
     weights it.
 
-    The sign that `vote` has is elected for each element, + where the vote is 0. Terms of the other sign are left
-    out.
+    The sign that `vote` has is elected for each element, + where the vote is 0. Terms of the other sign
+    are left out.
 
     Args:
         terms: wk·δk of each expert; dropped elements are 0.

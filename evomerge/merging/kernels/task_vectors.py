@@ -12,8 +12,7 @@ BLOCK = 1 << 18  # elements that sums are taken over at a time: fixed, so that n
 
 
 def blocks(base: Tensor, experts: Sequence[Tensor], step: int = BLOCK) -> Iterator[list[np.ndarray]]:
-    """The task vectors δk = θk − θ0, flat, in float32, `step` elements at a time. The next block overwrites a
-    block.
+    """The task vectors δk = θk − θ0, flat, float32, `step` elements at a time; a block overwrites the last one.
 
     Raises:
         ValueError: a value is not finite.

@@ -61,8 +61,7 @@ def _salts(tensor: TensorInputs) -> Scalars:
 
 
 def trimmed(tensor: TensorInputs, weights: Sequence[float]) -> Scalars:
-    """The scalars of `merging.kernels.steps.trim`: the largest `density` of each expert's elements stay, one at
-    least.
+    """The scalars of `merging.kernels.steps.trim`: each expert keeps its largest `density` of elements.
 
     weights: what each expert's kept elements are multiplied by besides.
     """
@@ -75,8 +74,8 @@ def trimmed(tensor: TensorInputs, weights: Sequence[float]) -> Scalars:
 
 
 def banded(tensor: TensorInputs, weights: Sequence[float], gammas: Sequence[float]) -> Scalars:
-    """The scalars of `merging.kernels.steps.band`: each expert's largest `density` stays once its largest `gamma`
-    is left out.
+    """The scalars of `merging.kernels.steps.band`: each expert keeps its largest `density` of elements once its
+    largest `gamma` are left out.
 
     weights: what each expert's kept elements are multiplied by besides.
     """

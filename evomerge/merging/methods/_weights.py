@@ -6,8 +6,7 @@ from evomerge.merging.methods import TensorInputs
 
 
 def scaled_weights(tensor: TensorInputs) -> list[float]:
-    """λ·wk of each expert, divided by Σ wk with `normalize` (by 1 where the weights add up to 0, as in
-    mergekit)."""
+    """λ·wk of each expert; with `normalize` divided by Σ wk, or by 1 where that is 0, as in mergekit."""
     total = sum(tensor.values["weight"])
     divide = tensor.options["normalize"] and abs(total) >= 1e-8
     factor = tensor.values["lambda"][0] / (total if divide else 1.0)

@@ -32,7 +32,6 @@ class Dialect:
 
 _PLAIN = ("slerp", "nearswap", "ties", "dare_linear", "dare_ties", "della", "della_linear")
 
-
 DIALECTS: dict[str, Dialect] = {
     "linear": Dialect("input"),
     "passthrough": Dialect("input"),
@@ -43,7 +42,6 @@ DIALECTS: dict[str, Dialect] = {
     **{name: Dialect() for name in (*_PLAIN, "breadcrumbs", "breadcrumbs_ties")},
     **{name: Dialect(lacking=("lambda",)) for name in ("sce", "ram", "arcee_fusion", "model_stock")},
 }
-
 
 SUPPORTED = tuple(sorted(DIALECTS))
 

@@ -75,10 +75,7 @@ def _chat_template(value: Any) -> None:
 
 
 ModelField = Annotated[Source, BeforeValidator(_model)]
-
-
 DtypeField = Annotated[Dtype | None, BeforeValidator(_dtype)]
-
 
 TokenizerField = Annotated[
     Any, BeforeValidator(lambda value: value if value in (None, "base", "union") else _model(value))

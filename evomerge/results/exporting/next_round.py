@@ -26,8 +26,6 @@ from evomerge.studies.plan import Plan, recipe_of
 from evomerge.studies.trials import Trial
 
 NAME = "promoted"
-
-
 MODEL, EXPERIMENT, STUDY = "model", "experiment.yaml", "study"
 
 

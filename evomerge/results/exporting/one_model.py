@@ -29,11 +29,7 @@ from evomerge.searching.spaces.operator_genes import Operator, located
 from evomerge.studies.candidates import operating
 
 STUDENT = "student"
-
-
 _ROWS = 4  # texts that a loss is measured on
-
-
 _MOST = 4096  # tokens of each
 
 

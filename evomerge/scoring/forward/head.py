@@ -12,7 +12,6 @@ from torch import Tensor
 # Elements of one chunk of float32 logits, and of the weights converted for it: 16 MB, and on a device 256 MB.
 CHUNK, DEVICE_CHUNK = 1 << 22, 1 << 26
 
-
 # How many tokens rounding to half precision may put in front of the best one.
 _NEAR = 32
 

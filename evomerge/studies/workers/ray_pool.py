@@ -168,7 +168,6 @@ for name in filter(str.isdigit, os.listdir("/proc")):
         pass
 """
 
-
 MARK = "EVOMERGE_RUN"
 
 

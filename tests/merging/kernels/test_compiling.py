@@ -12,7 +12,7 @@ from evomerge.merging.kernels import compiling
 from evomerge.merging.kernels.arguments import Arguments
 from evomerge.merging.kernels.blocks import Options, Pass
 from evomerge.merging.kernels.kernel import Kernel
-from tests.helpers.merging import merge, normal
+from tests.helpers.merging import merge, merge_compiled, normal
 
 needs_compiler = pytest.mark.skipif(not compiling.can_compile(torch.device("cpu")), reason="no C++ compiler here")
 
@@ -29,7 +29,7 @@ def test_passes_with_arrays_for_each_expert_compile_for_any_number_of_experts(ex
     with warnings.catch_warnings():
         # PyTorch warns of its own deprecated parts when its compiler is first imported.
         warnings.filterwarnings("error", message="merging without a compiler")
-        fused = merge("della", *given, weight=0.5, density=0.4, compiled=True)
+        fused = merge_compiled("della", *given, weight=0.5, density=0.4)
     assert not compiling.has_failed(torch.device("cpu"))
     assert torch.equal(fused, merge("della", *given, weight=0.5, density=0.4))
 
@@ -50,10 +50,11 @@ def test_the_pass_that_gpus_take_compiles_and_gives_the_same_bits(
     given = _family(1)
     eager = merge(method, *given, weight=0.5, density=0.4, t=0.3)
     monkeypatch.setattr(compiling, "compiled_pass", as_on_a_gpu)
-    assert torch.equal(eager, merge(method, *given, weight=0.5, density=0.4, t=0.3, compiled=True))
+    assert torch.equal(eager, merge_compiled(method, *given, weight=0.5, density=0.4, t=0.3))
     assert taken
 
 
+@pytest.mark.slow
 def test_a_compiler_that_does_not_work_costs_a_warning_and_no_candidate() -> None:
     code = """
 import torch, warnings

@@ -18,10 +18,10 @@ def test_dot_products_are_those_of_base_and_task_vectors() -> None:
     by_column = torch.einsum("irc,jrc->cij", vectors, vectors).numpy()
     np.testing.assert_allclose(ColumnGram.of(base, [a, b]).dots, by_column, rtol=1e-12)
     weights = torch.stack([a, b]).double().reshape(2, -1)
-    found = dots_of(Gram.of(base, [a, b]).dots, task_vectors=False)
+    dots = dots_of(Gram.of(base, [a, b]).dots, task_vectors=False)
     wanted = (weights @ weights.T).numpy()
     # δ is rounded to float32: an error of the vectors' size, however small their product.
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-7 * wanted.max())
+    np.testing.assert_allclose(dots, wanted, rtol=0, atol=1e-7 * wanted.max())
 
 
 def test_a_task_vector_of_zero_has_no_length_at_all() -> None:

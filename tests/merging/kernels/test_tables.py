@@ -33,9 +33,9 @@ def test_values_that_are_not_finite_are_refused(kind: str, bad: float) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_tables_do_not_depend_on_threads(kind: str) -> None:
     base, expert = normal(300, 5001), normal(300, 5001, seed=1)
-    before, found = torch.get_num_threads(), []
+    before, made = torch.get_num_threads(), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        found.append(KINDS[kind].of(base, [base + 0.1 * expert]))
+        made.append(KINDS[kind].of(base, [base + 0.1 * expert]))
     torch.set_num_threads(before)
-    assert all(np.array_equal(getattr(found[0], f.name), getattr(found[1], f.name)) for f in fields(found[0]))
+    assert all(np.array_equal(getattr(made[0], f.name), getattr(made[1], f.name)) for f in fields(made[0]))

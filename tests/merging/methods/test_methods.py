@@ -109,6 +109,7 @@ def test_trimming_keeps_the_density_exactly_to_one_element(count: int, density: 
         assert abs(kept - max(1, density * count)) <= 1, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DROPPING)
 @pytest.mark.parametrize("density", [0.1, 0.37, 0.9])
 def test_the_kept_fraction_of_large_tensors_is_the_density(name: str, density: float) -> None:
@@ -165,7 +166,7 @@ def test_dare_rescales_what_it_keeps() -> None:
 
 def test_dare_draws_other_masks_for_another_seed() -> None:
     base, expert = torch.zeros(1000), torch.ones(1000)
-    first, second = (merge("dare_ties", base, {"a": expert}, seed=s, weight=1.0, density=0.5) for s in (0, 1))
+    first, second = (merge("dare_ties", base, {"a": expert}, None, s, weight=1.0, density=0.5) for s in (0, 1))
     assert not torch.equal(first, second)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from evomerge.searching.samplers import Problem, Sampler
 from evomerge.searching.spaces.genes import Coordinate, initial
-from tests.searching.samplers.game import COORDINATES, MODULES, OPTIONS, Make
+from tests.helpers.game import COORDINATES, MODULES, OPTIONS, Make
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evomerge.searching.samplers import Result
-from tests.searching.samplers.game import Game, Make
+from tests.helpers.game import Game, Make
 
 
 def test_pycma_takes_its_population_from_the_options(make: Make) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evomerge.searching.samplers._optuna import distribution, remembered
-from tests.searching.samplers.game import COORDINATES, MODULES, Game, Make, fitness
+from tests.helpers.game import COORDINATES, MODULES, Game, Make, fitness
 
 
 @pytest.mark.parametrize("name", ["nsga2", "nsga3"])

@@ -11,7 +11,7 @@ import pytest
 from evomerge.errors import ConfigError
 from evomerge.searching.samplers import Problem
 from evomerge.searching.spaces.genes import initial
-from tests.searching.samplers.game import COORDINATES, MODULES, Game, Make
+from tests.helpers.game import COORDINATES, MODULES, Game, Make
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.searching.samplers.game import Game, Make
+from tests.helpers.game import Game, Make
 
 
 @pytest.mark.parametrize("sequence", ["sobol", "halton"])

@@ -13,7 +13,7 @@ from evomerge.searching.spaces import decoding
 from evomerge.searching.spaces.decoding import CommonRecipe
 from evomerge.searching.spaces.genes import Coordinate
 from evomerge.searching.spaces.space import SearchSpace
-from tests.searching.spaces.made_spaces import GENE, SOURCE, gated, make, models
+from tests.helpers.made_spaces import GENE, SOURCE, gated, make, models
 
 
 def test_coordinates_are_the_product_of_the_axes() -> None:

@@ -12,7 +12,7 @@ from evomerge.searching.spaces import decoding
 from evomerge.searching.spaces.coordinates import lay_coordinates
 from evomerge.searching.spaces.decoding import LaidOut
 from evomerge.searching.spaces.genes import Coordinate, initial
-from tests.searching.spaces.made_spaces import GENE, SEVERAL, decode, make, models, weight
+from tests.helpers.made_spaces import GENE, SEVERAL, decode, make, models, weight
 
 
 def test_each_coordinate_reaches_its_own_layers_modules_and_expert() -> None:

@@ -11,7 +11,7 @@ from evomerge.errors import ConfigError
 from evomerge.models.tensor_names import MODULES
 from evomerge.searching.spaces import decoding
 from evomerge.searching.spaces.genes import initial
-from tests.searching.spaces.made_spaces import (
+from tests.helpers.made_spaces import (
     AXES,
     DEPTHS,
     GENE,

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from evomerge import plugins
 from evomerge.files.schema import faults_of
 from evomerge.searching.spaces import faults
+from tests.helpers.made_spaces import GENE, SOURCE, SWITCH, make
 from tests.helpers.merging import merge
-from tests.searching.spaces.made_spaces import GENE, SOURCE, SWITCH, make
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from evomerge.errors import ConfigError
 from evomerge.models.tensor_names import MODULES, Place, places
-from tests.searching.spaces.made_spaces import GENE, SOURCE, SWITCH, WEIGHT, decode, gated, make, models, weight
+from tests.helpers.made_spaces import GENE, SOURCE, SWITCH, WEIGHT, decode, gated, make, models, weight
 
 
 def test_an_expert_that_is_off_has_weight_0_and_the_others_keep_theirs() -> None:

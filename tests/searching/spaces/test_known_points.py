@@ -12,7 +12,7 @@ from evomerge.searching.spaces import decoding, known_points
 from evomerge.searching.spaces.decoding import LaidOut
 from evomerge.searching.spaces.genes import initial
 from evomerge.searching.spaces.known_points import WantedWeight
-from tests.searching.spaces.made_spaces import GENE, SEVERAL, SOURCE, SWITCH, gated, make, models
+from tests.helpers.made_spaces import GENE, SEVERAL, SOURCE, SWITCH, gated, make, models
 
 
 def test_known_points_are_the_init_the_experts_alike_and_each_alone() -> None:

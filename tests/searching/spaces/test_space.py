@@ -8,7 +8,7 @@ from evomerge.files import shipped, yaml
 from evomerge.searching.spaces import decoding
 from evomerge.searching.spaces.genes import initial
 from evomerge.searching.spaces.space import SearchSpace
-from tests.searching.spaces.made_spaces import models
+from tests.helpers.made_spaces import models
 
 
 @pytest.mark.parametrize("name", shipped.names("search_spaces"))
