@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from evomerge.errors import CandidateError, ConfigError
 from evomerge.files import writing
 from evomerge.models.survey import Progress
-from evomerge.recipes.recipe import FRAME, Recipe, parent_recipe
+from evomerge.recipes.recipe import COMMON_KEYS, Recipe, parent_recipe
 from evomerge.results.paired_test import Paired, p_text, paired
 from evomerge.results.truncation import truncation_warnings
 from evomerge.scoring.fitness import Entry
@@ -84,7 +84,7 @@ def contestants(plan: Plan, winner: Recipe, control: str | None = None) -> dict[
     for expert in plan.laid.common.experts:
         found[f"expert {expert}"] = parent_recipe(winner, expert)
     uniform = {"method": "linear", "parameters": {"weight": 1.0}}
-    found["uniform average"] = Recipe.model_validate({**found["base"].model_dump(include=FRAME), **uniform})
+    found["uniform average"] = Recipe.model_validate({**found["base"].model_dump(include=COMMON_KEYS), **uniform})
     pure = tuple(step for step in winner.operators if not trains(step))
     if pure != winner.operators:
         found["winner untrained"] = winner.model_copy(update={"operators": pure})
