@@ -91,7 +91,7 @@ def training_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     for trial in trials:
         if trial.role not in ("trained", "control"):
             continue
-        before = second_phase.before(trial, trials)
+        before = second_phase.before_training(trial, trials)
         rows.append(
             {
                 "name": f"control: {trial.parent}" if trial.parent else f"trial {trial.number}",
