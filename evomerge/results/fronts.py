@@ -106,8 +106,8 @@ def knee(front: Sequence[Trial]) -> Trial:
     above the straight line through the two extremes (Das 1999, "On characterizing the 'knee' of the Pareto curve",
     Structural Optimization 18). With more objectives a plane through the trials that are best in one task each
     need not exist, and may be tilted so that losing in a task brings a trial farther from it. So the plane goes
-    through the corners that are best in one task and worst in the others. The distance from it grows with the sum of
-    the scaled objectives, the utility of equal weights (Branke et al. 2004, "Finding knees in multi-objective
+    through the corners that are best in one task and worst in the others. The distance from it grows with the sum
+    of the scaled objectives, the utility of equal weights (Branke et al. 2004, "Finding knees in multi-objective
     optimization"). Among equals, such as both ends of a straight front, it is the trial of the highest fitness;
     then the earliest.
 
