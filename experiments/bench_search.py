@@ -239,7 +239,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "+ mini-batches": {"sampler": "cma", "fidelity": {"adapt": False}, "cold": True, "share": 10},
     "+ adapting": {"sampler": "cma", "cold": True, "share": 10},
     "+ warm start: the default": {"sampler": "cma", "share": 10},
-    "default with racing": {"sampler": "cma", "fidelity": {"race": True}, "share": 10},
     "default with gradients": {"sampler": {"name": "cma", "gradient": 20}, "share": 20},
     "TPE on accuracy": {"climb": "acc", "sampler": "tpe", "fidelity": {"batch": "all"}, "cold": True},
     "random on accuracy": {"climb": "acc", "sampler": "random", "fidelity": {"batch": "all"}, "cold": True},

@@ -236,7 +236,7 @@ def test_every_sampler_is_told_with_its_options() -> None:
 
 
 def test_samplers_are_told_with_the_documents_and_objectives_that_they_take() -> None:
-    told = {}
+    told: dict[str, bool] = {}
     for names, _, documents in rows("samplers", "Samplers: how candidates are proposed")[1:]:
         told |= dict.fromkeys(re.findall(r"`(\w+)`", names), documents == "few, fresh")
     modules = {name: plugins.load("samplers", name) for name in plugins.names("samplers")}

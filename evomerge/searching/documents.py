@@ -52,9 +52,11 @@ class Fidelity(Strict):
     @model_validator(mode="before")
     @classmethod
     def _without_racing(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "race" in data:
+        if not isinstance(data, Mapping) or "race" not in data:
+            return data
+        if data["race"]:
             raise ValueError("race is no rule any more, for it was no better at equal documents; remove it")
-        return data
+        return {key: value for key, value in data.items() if key != "race"}
 
     def mini_batch(self, documents: int, *, fresh: bool) -> int | None:
         """How many documents each candidate is scored on; None for all of them.

@@ -132,6 +132,7 @@ def test_a_pick_that_means_no_trial(
     assert expected in fails("certify", study_folder, *arguments)
 
 
+@pytest.mark.slow
 def test_a_search_for_several_objectives_has_a_front(
     write_experiment: Callable[..., Path], family: Path, tmp_path: Path
 ) -> None:
@@ -317,6 +318,7 @@ def test_names_with_dots_and_brackets_work(write_experiment: Callable[..., Path]
     assert "expert v1.5 [x]" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["? [a, b]\n: 1", "{a: 1}: 2", "seed: 2020-13-45", "a: " + "[" * 3000])
 def test_odd_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "odd.yaml").write_text(text)

@@ -25,6 +25,7 @@ def test_every_skill_has_a_search_and_a_holdout_task() -> None:
     assert [f"tiny_{skill}_test" for skill in skills.SKILLS] == HOLDOUT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SEARCH, *HOLDOUT])
 def test_a_task_has_one_right_choice_per_document(tasks: dict[str, Any], name: str) -> None:
     task = tasks[name]

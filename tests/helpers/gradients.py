@@ -160,7 +160,7 @@ class Reference:
         scorer, by_task, at = self.bench.scorer, {}, 0
         assert scorer is not None
         for entry in self.bench.setup.entries:
-            built = scorer._tasks[entry.task]
+            built = scorer.tasks[entry.task]
             right = golds(built)
             assert right is not None
             values = []

@@ -32,7 +32,7 @@ def models(layers: int = 4, experts: str = "ab") -> CommonRecipe:
     return CommonRecipe(Source(model="base", sha256="0" * 64), sources, layers, "float32", 0)
 
 
-def decode(chosen: SearchSpace, common: CommonRecipe, **values: float | str) -> Recipe:
+def decode(chosen: SearchSpace, common: CommonRecipe, **values: Any) -> Recipe:
     genome = initial(decoding.coordinates(chosen, common))
     assert set(values) <= set(genome)
     return decoding.decode(chosen, common, {**genome, **values})

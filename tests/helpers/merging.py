@@ -45,7 +45,7 @@ def _merge(
     method = methods.load(name)
     names = tuple(sorted(experts))
     chosen = {**method.OPTIONS, **(options or {})}
-    given = {p.name: values.get(p.name, p.default) for p in method.PARAMETERS}
+    given: dict[str, Any] = {p.name: values.get(p.name, p.default) for p in method.PARAMETERS}
     inputs = TensorInputs(
         name="t",
         experts=names,

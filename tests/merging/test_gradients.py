@@ -122,6 +122,7 @@ def test_rescaled_masks_have_no_slope_in_the_density(coarse: Path, tmp_path: Pat
     assert {found[name] for name in found if name.startswith("density.")} == {0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("climb", ["probability", "loglikelihood", "margin", "acc"])
 def test_what_is_climbed_has_the_slope_that_was_found(coarse: Path, tmp_path: Path, climb: str) -> None:
     bench = open_bench(coarse, tmp_path, climb=climb)
@@ -143,6 +144,7 @@ def test_modules_whose_values_are_equal_have_slopes_of_their_own(coarse: Path, t
     assert_equal(pulled(bench, chosen, genome), slopes(Reference(bench), chosen, laid(bench), genome))
 
 
+@pytest.mark.slow
 def test_modules_may_have_methods_of_their_own(coarse: Path, tmp_path: Path) -> None:
     bench, frame = open_bench(coarse, tmp_path), laid(open_bench(coarse, tmp_path))
     genes = {

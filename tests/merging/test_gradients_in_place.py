@@ -131,6 +131,7 @@ def test_where_the_checkpoints_lie_changes_nothing(family: Path, tmp_path: Path)
         assert bench.gradient(recipe)[1] == wanted
 
 
+@pytest.mark.slow
 def test_blocks_change_nothing_but_the_last_digits(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

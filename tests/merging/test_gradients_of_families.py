@@ -56,6 +56,7 @@ def test_bfloat16_models_have_gradients_too(coarse: Path, tmp_path: Path) -> Non
     assert all(slope == pytest.approx(wanted, rel=1e-4, abs=1e-5 * largest) for slope, wanted in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear", "slerp"])
 def test_bfloat16_gradients_point_where_those_of_float32_do(coarse: Path, tmp_path: Path, method: str) -> None:
     found, chosen = {}, everything(method)
@@ -91,6 +92,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family_name", FAMILIES)
 def test_other_families_have_gradients_too(coarse: Path, tmp_path: Path, family_name: str) -> None:
     (tmp_path / "models").mkdir()

@@ -101,6 +101,7 @@ def test_compiled_and_eager_build_the_same_bits(bf16_family: Path, tmp_path: Pat
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_where_the_checkpoints_lie_changes_no_bit(bf16_family: Path, tmp_path: Path, method: str) -> None:
     bench = open_bench(bf16_family, tmp_path)

@@ -7,11 +7,10 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
-from transformers import (
-    AutoTokenizer,
-)
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from evomerge.cli.main import app

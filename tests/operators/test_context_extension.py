@@ -139,6 +139,7 @@ def reload(model: Any, folder: Path, drop: tuple[str, ...] = ()) -> Any:
 # --- the live model is the exported one --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "method"), ACCEPTED)
 def test_live_equals_reloaded_and_undo_equals_before(family: str, method: str, tmp_path: Path) -> None:
     model, chosen = make(family), options(method=method, attention_scale=1.05, **METHODS[method])

@@ -53,7 +53,7 @@ class _Scored:
             count = self._truncated.get(self._names[job.key], 30)
             result = TaskScore(np.arange(100), {"acc": np.arange(100) % 2.0}, {"acc": 0.5})
             report = Report({"first_test": result}, 0, 0, {"first_test": count}, {"first_test": 0})
-            groups = {"first_test": ("first_test",)}
+            groups: dict[str, tuple[str, ...]] = {"first_test": ("first_test",)}
             yield Outcome(
                 job.key, Score(0.5, measure([Entry(task="first_test")], report, groups), report, groups, {})
             )

@@ -95,6 +95,7 @@ def test_the_hypervolume_is_that_of_the_union_of_boxes(points: list[Point]) -> N
     assert found == pytest.approx(by_inclusion_and_exclusion(points, reference), rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objectives", [2, 3, 4, 5, 6])
 def test_the_hypervolume_of_a_front_of_a_hundred_is_quick_and_agrees_with_sampling(objectives: int) -> None:
     random = np.random.default_rng(objectives)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -42,7 +43,7 @@ def _study(folder: Path, counts: list[int]) -> list[Trial]:
         measured = Measured({"sums": 0.0}, {"sums": 0.0})
         score = Score(number / 10, measured, found, {"sums": ("sums",)}, {})
         scores.write_score(folder, f"{number}", "f", score)
-        values = {"tasks": measured.tasks, "climbed": measured.climbed, "truncated": count}
+        values: dict[str, Any] = {"tasks": measured.tasks, "climbed": measured.climbed, "truncated": count}
         trials.append(make_trial(number, score.value, generation=0, slot=number, **values))
     return trials
 
@@ -80,7 +81,7 @@ def test_of_several_objectives_the_front_is_shown(tmp_path: Path) -> None:
     trials = []
     for number, (maths, code) in enumerate([(0.1, 0.1), (0.5, 0.1), (0.4, 0.4), (0.1, 0.5), (0.3, 0.3)]):
         climbed = {"maths": maths, "code": code}
-        values = {"tasks": climbed, "climbed": climbed, "generation": number // 2}
+        values: dict[str, Any] = {"tasks": climbed, "climbed": climbed, "generation": number // 2}
         trials.append(make_trial(number, (maths + code) / 2, genome={"weight": 0.5}, **values))
     found = summary.summary(trials, _Several(), str(tmp_path))
     assert [one["number"] for one in found["front"]] == [2, 1, 3]

@@ -167,6 +167,7 @@ def test_a_model_that_nothing_can_be_left_in_is_refused(make):
         scorer.backward({"mc_letters": [0]}, {"mc_letters": ("acc", 1.0)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "llama_dynamic"])
 def test_micro_batches_change_nothing_but_the_last_digits(make, family):
     found = []

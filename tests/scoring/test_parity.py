@@ -44,6 +44,7 @@ def test_scaled_and_capped_logits_equal_stock_lm_eval(
     assert not scorer.full_forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "bos"), [("llama", True), ("qwen2", False), ("gpt2", False), ("gemma3", True)])
 def test_lm_evals_own_tasks_equal_stock_lm_eval(
     family, bos, scoring_model, scoring_tokenizers, scoring_builtin_tasks, scoring_stock
@@ -57,6 +58,7 @@ def test_lm_evals_own_tasks_equal_stock_lm_eval(
     assert windows[-1] > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_few_shot_and_chat_template_equal_stock_lm_eval(
@@ -69,6 +71,7 @@ def test_few_shot_and_chat_template_equal_stock_lm_eval(
     assert_equal_to_stock(scorer, scorer.score(), stock)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shots", "chat"), [(5, False), (1, True), (0, True)])
 def test_lm_evals_own_tasks_with_shots_and_chat_template_equal_stock_lm_eval(
     shots, chat, scoring_model, scoring_tokenizer, scoring_builtin_tasks, scoring_stock

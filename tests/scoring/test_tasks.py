@@ -19,7 +19,7 @@ def make(scoring_model, scoring_tokenizer, scoring_tasks):
 
     def make(*names_or_specs, **keywords):
         keywords.setdefault("include", scoring_tasks)
-        chosen = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in specs]
+        chosen = [TaskSpec(spec) if isinstance(spec, str) else spec for spec in names_or_specs]
         return Scorer(model, scoring_tokenizer, chosen, **keywords)
 
     return make

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-SLOW = {"gp"}  # a proposal takes a tenth of a second, where others take a millisecond or less
+SLOW = {"gp", "tpe", "optunahub"}  # a proposal of theirs takes milliseconds, of gp a tenth of a second
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of a slow sampler, whichever test they are a case of."""
+    """Marks the tests of the slow samplers, whichever test they are a case of."""
     for item in items:
         if (
             isinstance(item, pytest.Function)

@@ -252,3 +252,9 @@ def test_the_documents_of_a_candidate_are(batch: str | int, documents: int, fres
 def test_a_fidelity_that_makes_no_sense_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Fidelity.model_validate(options)
+
+
+def test_racing_is_no_rule_any_more() -> None:
+    assert Fidelity.model_validate({"race": False, "adapt": False}) == Fidelity(adapt=False)
+    with pytest.raises(ValidationError, match=r"race is no rule any more, .*; remove it"):
+        Fidelity.model_validate({"race": True})

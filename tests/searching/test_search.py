@@ -533,6 +533,7 @@ def test_a_look_at_a_candidate_that_fails_changes_nothing(open_search: Open) -> 
 # --- without waiting ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_without_waiting_any_prefix_of_the_log_is_replayed_and_gone_on_from(name: str, open_search: Open) -> None:
     candidates = 10 if name == "gp" else 20 if name in SLOW else 40
@@ -740,7 +741,7 @@ def test_memory_stays_flat_with_a_hundred_thousand_documents_an_entry(
 
     class Large(Host):
         def answer(self, task: Assignment) -> Evaluation:
-            chosen = task.documents or {entry.name: slice(None) for entry in entries}
+            chosen: Mapping[str, Any] = task.documents or {entry.name: slice(None) for entry in entries}
             scores = {name: float(task.genome["a"]) + tastes[ids] for name, ids in chosen.items()}
             return Evaluation(scores, float(np.mean([one.mean() for one in scores.values()])))
 

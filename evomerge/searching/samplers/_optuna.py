@@ -12,7 +12,7 @@ of its own in `tests/searching/samplers/test_optuna_canary.py`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -167,7 +167,7 @@ def _encode(coordinate: Coordinate, value: float | str) -> float | str:
     return coordinate.index(value) if coordinate.step and not isinstance(value, str) else value
 
 
-def remembered(told: dict[int, tuple[float, ...]], memory: int | None) -> list[int]:
+def remembered(told: Mapping[int, tuple[float, ...]], memory: int | None) -> list[int]:
     """The numbers of the trials that an algorithm learns from, ascending.
 
     Args:

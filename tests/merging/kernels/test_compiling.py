@@ -52,6 +52,7 @@ def test_the_pass_that_gpus_take_compiles_and_gives_the_same_bits(
     assert taken
 
 
+@pytest.mark.slow
 def test_a_compiler_that_does_not_work_costs_a_warning_and_no_candidate() -> None:
     code = """
 import torch, warnings

@@ -13,6 +13,8 @@ What is deliberately not mergekit's, and how it is dealt with here:
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,7 +57,8 @@ def test_each_method_is_compared_in_both_types_and_several_shapes(method: str) -
 def test_a_merge_equals_mergekits(name: str) -> None:
     case, theirs = CASES[name], RESULTS[name]
     base, experts = mergekit_reference.inputs(case)
-    ours = merge(case.method, base, experts, case.options, case.seed, **case.values)
+    values: dict[str, Any] = dict(case.values)
+    ours = merge(case.method, base, experts, case.options, case.seed, **values)
     assert ours.dtype == theirs.dtype
     compared = ~_arbitrary(case, base, experts)
     assert float(compared.float().mean()) > 0.7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from evomerge.recipes.parameters import Parameter
 from tests.helpers.merging import merge
 
 METHODS = plugins.names("methods")
-WHOLE = {"weight": 1.0, "density": 1.0, "t": 1.0, "gamma": 0.0, "epsilon": 0.0}  # an expert as it is
-SOME = {"weight": 0.5, "density": 0.5, "t": 0.4, "gamma": 0.1}
+# The values that give an expert as it is.
+WHOLE: dict[str, Any] = {"weight": 1.0, "density": 1.0, "t": 1.0, "gamma": 0.0, "epsilon": 0.0}
+SOME: dict[str, Any] = {"weight": 0.5, "density": 0.5, "t": 0.4, "gamma": 0.1}
 DROPPING = ["breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear", "ties"]
 
 
@@ -107,13 +109,14 @@ def test_trimming_keeps_the_density_exactly_to_one_element(count: int, density: 
         assert abs(kept - max(1, density * count)) <= 1, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DROPPING)
 @pytest.mark.parametrize("density", [0.1, 0.37, 0.9])
 def test_the_kept_fraction_of_large_tensors_is_the_density(name: str, density: float) -> None:
     count = 4_000_000  # at this size the spread of random masks is a quarter of the tolerance
     base = torch.zeros(count // 1000, 1000)
     expert = torch.randn(base.shape, generator=torch.Generator().manual_seed(0))
-    values = {"weight": 1.0, "density": density, "epsilon": 0.09, "gamma": 0.01}
+    values: dict[str, Any] = {"weight": 1.0, "density": density, "epsilon": 0.09, "gamma": 0.01}
     kept = float((merge(name, base, {"a": expert}, **values) != 0).float().mean())
     assert abs(kept - density) < 0.001
 
@@ -149,7 +152,8 @@ def test_linear_is_the_weighted_mean() -> None:
 
 def test_task_arithmetic_adds_scaled_task_vectors() -> None:
     base, a, b = torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([5.0])
-    merged = merge("task_arithmetic", base, {"a": a, "b": b}, weight={"a": 0.5, "b": -1.0}, **{"lambda": 2.0})
+    values: dict[str, Any] = {"weight": {"a": 0.5, "b": -1.0}, "lambda": 2.0}
+    merged = merge("task_arithmetic", base, {"a": a, "b": b}, **values)
     assert merged.tolist() == [1.0 + 2.0 * (0.5 * 1.0 - 1.0 * 4.0)]
 
 
@@ -201,7 +205,8 @@ def test_ties_equals_the_paper_by_sorting(seed: int, count: int, density: float,
     base = torch.randn(257, generator=generator)
     experts = {"abcd"[k]: base + torch.randn(257, generator=generator) for k in range(count)}
     weights = {name: 0.3 + 0.4 * k for k, name in enumerate(experts)}
-    ours = merge("ties", base, experts, weight=weights, density=density, **{"lambda": lam})
+    values: dict[str, Any] = {"weight": weights, "density": density, "lambda": lam}
+    ours = merge("ties", base, experts, **values)
     deltas = [expert - base for expert in experts.values()]
     theirs = _ties_reference(base, deltas, list(weights.values()), density, lam)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

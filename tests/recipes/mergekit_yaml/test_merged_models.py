@@ -22,6 +22,7 @@ def merged(path: Path, out: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_mergekit_file_and_the_recipe_of_its_meaning_are_one_model(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ ROWS = st.permutations(KEYS).flatmap(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(method=st.sampled_from(mergekit_yaml.SUPPORTED), data=st.data())
 def test_any_table_survives(method: str, data: st.DataObject) -> None:

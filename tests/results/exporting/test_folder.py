@@ -56,6 +56,7 @@ def test_the_exported_weights_are_the_scored_ones(exported: tuple[Path, Trial]) 
     assert weights_sha256(model) == trial.weights_sha256
 
 
+@pytest.mark.slow
 def test_scoring_the_folder_gives_the_trials_scores_exactly(
     exported: tuple[Path, Trial], finished: tuple[Plan, list[Trial]]
 ) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 from evomerge.cli.main import app
-from evomerge.results.exporting import folder
+from evomerge.results.exporting.comparing import weights_sha256
 from tests.helpers.family import LETTERS
 
 
@@ -57,7 +57,7 @@ def test_a_model_is_extended_and_measured(family: Path, tmp_path: Path, reading:
     assert config["max_position_embeddings"] == 256
     assert config["rope_scaling"]["factor"] == 4.0
     plain = AutoModelForCausalLM.from_pretrained(family / "models/ant")
-    assert folder.weights_sha256(AutoModelForCausalLM.from_pretrained(out)) == folder.weights_sha256(plain)
+    assert weights_sha256(AutoModelForCausalLM.from_pretrained(out)) == weights_sha256(plain)
     assert (out / "recipe.yaml").is_file()
 
 
@@ -89,11 +89,11 @@ def test_a_model_learns_from_another(family: Path, tmp_path: Path, texts: Path) 
     assert found["options"]["loss"]["temperature"] == 2.0
     before = AutoModelForCausalLM.from_pretrained(models / "ant")
     taught = AutoModelForCausalLM.from_pretrained(out)
-    assert folder.weights_sha256(taught) != folder.weights_sha256(before)
+    assert weights_sha256(taught) != weights_sha256(before)
     again = call("merge", out / "recipe.yaml", tmp_path / "again")
     assert again.exit_code == 0, again.output
     rebuilt = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
-    assert folder.weights_sha256(rebuilt) == folder.weights_sha256(taught)
+    assert weights_sha256(rebuilt) == weights_sha256(taught)
 
 
 def test_its_curve_is_shown(family: Path, tmp_path: Path, texts: Path) -> None:
@@ -110,7 +110,7 @@ def test_no_steps_change_no_bit(family: Path, tmp_path: Path, texts: Path) -> No
     arguments = ["--teacher", f"bee={models / 'bee'}", "--data", f"bee={texts}", "--steps", 0, "--set", "length=32"]
     assert call("distill", models / "ant", out, *arguments).exit_code == 0
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (models / "ant", out))
-    assert folder.weights_sha256(before) == folder.weights_sha256(after)
+    assert weights_sha256(before) == weights_sha256(after)
 
 
 def test_bad_input_is_told_in_a_line(family: Path, tmp_path: Path, texts: Path) -> None:

@@ -41,6 +41,7 @@ def test_a_model_that_heeds_a_tree_mask_shares_tokens_and_is_right(family, pairs
     assert distinct_tokens(pairs) <= found.tokens < 1.1 * distinct_tokens(pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_tokens", [64, 1024])
 @pytest.mark.parametrize("family", ROWS)
 def test_a_model_that_cannot_heed_a_tree_mask_is_right_row_by_row(

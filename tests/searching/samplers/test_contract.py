@@ -111,6 +111,7 @@ def test_proposals_are_a_pure_function_of_seed_and_what_was_told(name: str, make
     assert other.genomes[1] != whole.genomes[1] or any(g.gradient for g in whole.asked.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("outstanding", [1, 3])
 def test_generations_told_late_and_out_of_order_are_replayed(name: str, outstanding: int, make: Make) -> None:
@@ -120,6 +121,7 @@ def test_generations_told_late_and_out_of_order_are_replayed(name: str, outstand
     assert again.sampler.recommend() == whole.sampler.recommend()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_generation_never_told_does_not_disturb_a_replay(name: str, make: Make) -> None:
     whole = Game(make(name), name).play(length(name, 10), outstanding=2, lost=[3, 5])
@@ -205,7 +207,8 @@ def test_a_flat_fitness_does_not_stop_it(name: str, make: Make) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_failed_candidates_do_not_stop_it_and_are_not_recommended(name: str, make: Make) -> None:
     sampler = make(name)
-    failed, scored = [], []
+    failed: list[Genome] = []
+    scored: list[Genome] = []
     for number in range(length(name, 10)):
         generation = sampler.ask(number)
         results = judge(generation, name)
@@ -219,6 +222,7 @@ def test_failed_candidates_do_not_stop_it_and_are_not_recommended(name: str, mak
     assert sampler.recommend() not in [genome for genome in failed if genome not in scored]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_it_finds_better_points_than_it_began_with(name: str, make: Make) -> None:
     game = Game(make(name, coordinates=NUMBERS), name).play(14 if name in SHORT else 20)
@@ -226,12 +230,14 @@ def test_it_finds_better_points_than_it_began_with(name: str, make: Make) -> Non
     assert max(map(max, game.values)) > -0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_it_finds_better_points_with_generations_outstanding(name: str, make: Make) -> None:
     game = Game(make(name, coordinates=NUMBERS), name).play(8 if name in SHORT else 20, outstanding=2)
     assert max(map(max, game.values)) > max(game.values[0]) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEVERAL_OBJECTIVES)
 def test_of_several_objectives_it_improves_each_and_the_front(name: str, make: Make) -> None:
     game = Game(make(name, objectives=2), name, objectives=2).play(length(name, 10), outstanding=1)

@@ -35,7 +35,7 @@ def test_a_memory_keeps_the_best_and_the_newest(name: str) -> None:
     assert remembered(told, 4) == [0, 1, 8, 9]
     assert remembered({number: (float(number),) for number in range(10)}, 5) == [5, 6, 7, 8, 9]
     assert remembered(told, None) == list(range(10))
-    assert MODULES[name].Options().memory > 100
+    assert MODULES[name].Options().model_dump()["memory"] > 100
 
 
 def test_a_finished_trial_holds_the_values_of_every_kind_of_coordinate() -> None:

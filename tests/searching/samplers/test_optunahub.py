@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from evomerge.errors import ConfigError
-from evomerge.searching.samplers import Problem, SamplerModule
+from evomerge.searching.samplers import Problem
 from evomerge.searching.spaces.genes import initial
 from tests.helpers.game import COORDINATES, MODULES, Game, Make
 
@@ -40,9 +40,10 @@ def test_of_a_package_with_several_samplers_one_is_chosen_and_given_its_argument
 
 def test_without_optunahub_it_says_what_to_install(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optunahub", None)
-    module: SamplerModule = MODULES["optunahub"]
+    module = MODULES["optunahub"]
+    options = module.Options.model_validate({"package": "tiny"})
     with pytest.raises(ConfigError, match=r"pip install 'evomerge\[optunahub\]'"):
-        module.make(Problem(COORDINATES, 0, [initial(COORDINATES)]), module.Options(package="tiny"))
+        module.make(Problem(COORDINATES, 0, [initial(COORDINATES)]), options)
 
 
 def test_the_network_being_away_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +54,7 @@ def test_the_network_being_away_is_one_clear_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(hub, "load_module", away)
     module = MODULES["optunahub"]
+    options = module.Options.model_validate({"package": "tiny"})
     with pytest.raises(ConfigError, match=r"OSError: no route to host.*network.*`registry`") as caught:
-        module.make(Problem(COORDINATES, 0, [initial(COORDINATES)]), module.Options(package="tiny"))
+        module.make(Problem(COORDINATES, 0, [initial(COORDINATES)]), options)
     assert "\n" not in str(caught.value)

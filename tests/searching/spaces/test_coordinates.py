@@ -58,7 +58,10 @@ def test_a_space_that_does_not_fit_the_model_is_refused() -> None:
 
 
 def test_a_step_gives_whole_numbers_and_starts_at_the_value_nearest_the_middle() -> None:
-    genes = {"weight": {"low": 0.0, "high": 1.0, "step": 0.4 / 2}, "lambda": {"low": 1, "high": 4, "step": 1}}
+    genes: dict[str, dict[str, Any]] = {
+        "weight": {"low": 0.0, "high": 1.0, "step": 0.4 / 2},
+        "lambda": {"low": 1, "high": 4, "step": 1},
+    }
     points = {c.name: c for c in decoding.coordinates(make(genes=genes), models())}
     assert [points["lambda"].from_unit(unit) for unit in (0.1, 0.4, 0.6, 0.9)] == [1.0, 2.0, 3.0, 4.0]
     assert points["weight"].init in (0.4, 0.6)

@@ -13,7 +13,7 @@ from evomerge.searching.spaces.genes import Coordinate
 def test_the_unit_interval_maps_onto_the_range_and_back(unit: float, log: bool) -> None:
     coordinate = Coordinate("x", 0.01, 10.0, 1.0, log)
     value = coordinate.from_unit(unit)
-    assert 0.01 <= value <= 10.0
+    assert 0.01 <= float(value) <= 10.0
     assert coordinate.to_unit(value) == pytest.approx(unit, abs=1e-9)
 
 

@@ -20,7 +20,7 @@ from evomerge.errors import ConfigError, WorkerError
 from evomerge.recipes.recipe import Recipe
 from evomerge.searching.spaces import genes
 from evomerge.studies import experiment, study
-from evomerge.studies.candidates.workbench import Setup
+from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.plan import Plan, make_plan
 from evomerge.studies.trials import Trial
 from evomerge.studies.workers.inline_pool import InlinePool
