@@ -52,6 +52,7 @@ class Fidelity(Strict):
     @model_validator(mode="before")
     @classmethod
     def _without_racing(cls, data: Any) -> Any:
+        """Refuses the key `race` of earlier versions where it is on, and drops it where it is off."""
         if not isinstance(data, Mapping) or "race" not in data:
             return data
         if data["race"]:

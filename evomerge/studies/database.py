@@ -117,6 +117,7 @@ class Database:
 
     @cached_property
     def _url(self) -> sqlalchemy.URL:
+        """The database's address."""
         if self._inside:
             return sqlalchemy.URL.create("sqlite", database=str(self.mark))
         return _url(self._storage)
