@@ -25,7 +25,7 @@ from evomerge.models.loading import load_model, load_tokenizer, quiet
 from evomerge.models.survey import Survey
 from evomerge.operators import Context, context_extension
 from evomerge.operators.training import overlap
-from evomerge.recipes.recipe import FRAME, OperatorStep, Recipe, parent_recipe
+from evomerge.recipes.recipe import COMMON_KEYS, OperatorStep, Recipe, parent_recipe
 from evomerge.results import certificate
 from evomerge.results.exporting import recipe_files
 from evomerge.scoring.documents import texts
@@ -176,7 +176,7 @@ def prepare(folder: Path, split: str, limit: int, seed: int = 0) -> Healing:
     searched = searched.model_copy(update={"seed": seed})
     uniform = {"method": "task_arithmetic", "parameters": {"weight": UNIFORM}}
     merges = {
-        "uniform": Recipe.model_validate({**{key: getattr(searched, key) for key in FRAME}, **uniform}),
+        "uniform": Recipe.model_validate({**{key: getattr(searched, key) for key in COMMON_KEYS}, **uniform}),
         "searched": searched,
     }
     asked = fitness(limit)

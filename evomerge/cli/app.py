@@ -35,21 +35,25 @@ out, err = Console(width=_WIDTH, markup=False), Console(stderr=True, markup=Fals
 P = ParamSpec("P")
 R = TypeVar("R")
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")
+]
 StudyFolder = Annotated[Path, typer.Argument(help="The study's folder.", show_default=False)]
-OutputFolder = Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)]
-TrialOption = Annotated[int | None, typer.Option(help="A trial's number; the best by default.")]
+OutputFolder = Annotated[
+    Path, typer.Argument(help="The folder to make; it must be new or empty.", show_default=False)
+]
+TrialOption = Annotated[int | None, typer.Option(help="The number of a trial; the best trial by default.")]
 PickOption = Annotated[
     str | None,
     typer.Option(
-        help="Which trial: best (the default), knee, a number, or weights of tasks like maths=2,code=1.",
+        help="Which trial: best (the default), knee, a number, or weights of tasks such as maths=2,code=1.",
         show_default=False,
     ),
 ]
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
-    """A command whose errors are one clear message and an exit code, never a traceback."""
+    """Wraps a command so that its errors become one clear message and an exit code, never a traceback."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -81,31 +85,31 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Evolutionary merging of language models: exact, fast and honest."""
 
 
 def warn_before(plan: Plan) -> list[str]:
-    """Tells on standard error what can be said against an experiment before it runs."""
+    """Prints the warnings about an experiment that has not run yet to standard error, and returns them."""
     from evomerge.results import warnings
 
     experiment = plan.experiment
-    found = warnings.before(plan.coordinates, experiment.budget, experiment.sampler)
-    for text in found:
-        err.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
-    return found
+    sentences = warnings.before(plan.coordinates, experiment.budget, experiment.sampler)
+    for sentence in sentences:
+        err.print(f"warning: {sentence}", style="yellow", highlight=False, soft_wrap=True)
+    return sentences
 
 
 class Steps:
-    """Says on standard error what is being done: a line for each step, and on a terminal a running clock."""
+    """Tells on standard error what a command does now: a line for each step, and on a terminal a running clock."""
 
     def __init__(self) -> None:
         self._clock: Progress | None = None
 
     def __call__(self, text: str) -> None:
-        """A step begins."""
+        """Announces the step that begins now, and ends the one before."""
         self.done()
         err.print(f"{text} ...", style="dim", markup=False, highlight=False)
         if err.is_terminal:
@@ -115,7 +119,7 @@ class Steps:
                 self._clock.start()
 
     def done(self) -> None:
-        """The last step is at its end."""
+        """Ends the last step: its clock stops."""
         if self._clock is not None:
             self._clock.stop()
             self._clock = None
@@ -125,4 +129,9 @@ step = Steps()
 
 
 def print_json(value: Any) -> None:
+    """Writes a value to standard output as indented JSON.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Commands on what a study found: `certify`, `export`, `promote`."""
+"""Commands on the trials of a study: `certify`, `export`, `promote`."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def certify(
     pick: PickOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compare a study's winner with its parents on held-out documents, with paired tests."""
+    """Compare a study's winner with its parents on held-out documents, and keep the result in its folder."""
     experiment = _reopened(folder)
     from evomerge.results import certificate, tables
     from evomerge.studies.plan import make_plan, recipe_of
 
     plan = make_plan(experiment, step)
     winner = recipe_of(plan, _choose(plan, trial, pick))
-    found = certificate.certify_winner(plan, winner, step)
+    certified = certificate.certify_winner(plan, winner, step)
     if as_json:
-        print_json(certificate.as_json(found))
+        print_json(certificate.as_json(certified))
         return
-    out.print(tables.certificate_table(found))
-    out.print(found.verdict, highlight=False, soft_wrap=True)
+    out.print(tables.certificate_table(certified))
+    out.print(certified.verdict, highlight=False, soft_wrap=True)
 
 
 @command
@@ -57,7 +57,7 @@ def export(
     trial: TrialOption = None,
     pick: PickOption = None,
 ) -> None:
-    """Build a trial's model as a Hugging Face folder, and check that it is the one that was scored."""
+    """Build a trial's model as a Hugging Face folder, and check that it is the model that was scored."""
     refuse_existing(output)
     experiment = _reopened(folder)
     from evomerge.results.exporting.folder import export_trial
@@ -72,11 +72,11 @@ def export(
 @command
 def promote(
     folder: StudyFolder,
-    output: Annotated[Path, typer.Argument(help="The next round's folder, to make.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="The folder to make for the next round.", show_default=False)],
     trial: TrialOption = None,
     pick: PickOption = None,
 ) -> None:
-    """Begin the next round: a study's winner as one more expert of a new experiment."""
+    """Begin the next round: write the winner's model, and an experiment that has it as one more expert."""
     refuse_existing(output)
     experiment = _reopened(folder)
     from evomerge.results.exporting.next_round import promote as promote_trial
@@ -88,7 +88,7 @@ def promote(
 
 
 def _reopened(folder: Path) -> Experiment:
-    """The experiment of a study; what is no study is refused before the imports that take seconds."""
+    """The experiment of a study. A folder that is no study is refused before the imports that take seconds."""
     step(f"reading {folder}")
     from evomerge.studies.life import reopen
 
@@ -98,6 +98,12 @@ def _reopened(folder: Path) -> Experiment:
 
 
 def _choose(plan: Plan, number: int | None, pick: str | None) -> Trial:
+    """The trial that --trial or --pick names; the best one where neither is given.
+
+    Raises:
+        ConfigError: both are given, or --pick names none.
+        StudyError: there is no such trial.
+    """
     from evomerge.results import choosing
     from evomerge.studies import second_phase
     from evomerge.studies.journal import read_trials

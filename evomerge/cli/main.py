@@ -15,8 +15,8 @@ for group in (searching, finishing, models, shipped, demo):  # the order in whic
 
 
 def main() -> None:
-    """The `evomerge` command."""
-    # lm-eval and datasets look for a hub at every turn; what a person names by Hub id is fetched all the same.
+    """Runs the `evomerge` command with the arguments of this process."""
+    # With threads of its own the tokenizers library would warn at every fork, and lm-eval and datasets do fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     app()
 

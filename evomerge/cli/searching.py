@@ -22,7 +22,7 @@ def run(
     experiment: Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)],
     as_json: JsonFlag = False,
 ) -> None:
-    """Run a search from an experiment file."""
+    """Run a search from an experiment file, and keep all that it finds in the study's folder."""
     step(f"reading {experiment}")  # before the imports, which take seconds
     from evomerge.studies import life
     from evomerge.studies.experiment import load_experiment
@@ -49,10 +49,10 @@ def run(
 def resume(
     folder: StudyFolder,
     candidates: Annotated[
-        int | None, typer.Option(min=1, help="A new number of candidates for the whole study.")
+        int | None, typer.Option(min=1, help="The new budget of candidates, for the whole study.")
     ] = None,
     documents: Annotated[
-        int | None, typer.Option(min=1, help="A new number of document evaluations for the whole study.")
+        int | None, typer.Option(min=1, help="The new budget of document evaluations, for the whole study.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -77,6 +77,7 @@ def resume(
 
 
 def _search(plan: Plan, as_json: bool) -> None:
+    """Runs a study that has a folder to its end, and shows what it came to."""
     from evomerge.results.live import LiveView
     from evomerge.studies import journal, study
 
@@ -92,18 +93,18 @@ def _search(plan: Plan, as_json: bool) -> None:
 
 
 def _show(trials: Sequence[Trial], experiment: Experiment, folder: Path, as_json: bool) -> None:
-    """What a search came to."""
+    """Prints what a search came to: as tables with the commands to go on with, or as JSON."""
     from evomerge.results import tables
     from evomerge.results.summary import summary
     from evomerge.studies.trials import best_trial
 
-    found = summary(trials, experiment, str(folder))
+    summarized = summary(trials, experiment, str(folder))
     if as_json:
-        print_json(found)
+        print_json(summarized)
         return
-    out.print(tables.summary_table(found))
-    if "trained" in found:
-        out.print(tables.training_table(found["trained"]))
+    out.print(tables.summary_table(summarized))
+    if "trained" in summarized:
+        out.print(tables.training_table(summarized["trained"]))
     if (winner := best_trial(trials)) is not None:
         out.print(tables.trials_table([winner], title="best trial"))
     out.print(f"build it: evomerge export {folder} OUT", soft_wrap=True, highlight=False)
@@ -117,7 +118,7 @@ def status(
     top: Annotated[int, typer.Option(min=1, help="How many of the best trials to show.")] = 5,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show how a study stands, running or not."""
+    """Show how a study stands, whether it is running or not, and its best trials."""
     from evomerge.studies import journal
     from evomerge.studies.life import reopen
 
@@ -127,19 +128,19 @@ def status(
     from evomerge.results.summary import summary, trial_json
     from evomerge.studies.trials import ranked_trials
 
-    found = summary(trials, experiment, str(folder))
+    summarized = summary(trials, experiment, str(folder))
     ranked = ranked_trials(trials)[:top]
     if as_json:
-        print_json({**found, "top": [trial_json(trial) for trial in ranked]})
+        print_json({**summarized, "top": [trial_json(trial) for trial in ranked]})
         return
-    out.print(tables.summary_table(found))
+    out.print(tables.summary_table(summarized))
     if ranked:
         out.print(tables.trials_table(ranked, title="best trials"))
-    if "trained" in found:
-        out.print(tables.training_table(found["trained"]))
-    if "front" in found:
-        numbers = [one["number"] for one in found["front"]]
-        out.print(tables.front_table([trials[number] for number in numbers], top, found["knee"]))
+    if "trained" in summarized:
+        out.print(tables.training_table(summarized["trained"]))
+    if "front" in summarized:
+        numbers = [one["number"] for one in summarized["front"]]
+        out.print(tables.front_table([trials[number] for number in numbers], top, summarized["knee"]))
 
 
 @command
@@ -147,7 +148,7 @@ def check(
     experiment: Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)],
     as_json: JsonFlag = False,
 ) -> None:
-    """Check an experiment without running it: files, models, search space, tasks, metrics."""
+    """Check an experiment's files, models, search space, tasks and metrics, without beginning its study."""
     step(f"reading {experiment}")
     from evomerge.studies.experiment import load_experiment
     from evomerge.studies.journal import check_storage
@@ -161,17 +162,17 @@ def check(
     from evomerge.studies.plan import make_plan
 
     plan = make_plan(loaded, step)
-    # Of a cluster's machines nothing is known here.
+    # The machines of a cluster are not known here, so only this machine is checked.
     machine = check_workers(plan) if loaded.workers.address is None else {}
     step("building the tasks")
     documents, note = check_tasks(plan)
     step.done()
-    found = {**plan_json(plan), **machine}
+    planned = {**plan_json(plan), **machine}
     warnings = warn_before(plan)
     if as_json:
-        print_json({**found, "documents": documents, "note": note, "warnings": warnings})
+        print_json({**planned, "documents": documents, "note": note, "warnings": warnings})
         return
-    out.print(tables.plan_table(found))
+    out.print(tables.plan_table(planned))
     if not machine.get("fits", True):
         err.print("the checkpoints do not fit in this machine's free memory: merges will read from disk")
     for task, count in documents.items():

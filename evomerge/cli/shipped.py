@@ -1,4 +1,4 @@
-"""Commands on what ships with evomerge: `ls`, `cp`."""
+"""Commands on the plug-ins and files that ship with evomerge: `ls`, `cp`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from evomerge.files.yaml import read_yaml
 @command
 def ls(
     kind: Annotated[
-        str, typer.Argument(help="methods, samplers, operators, search_spaces or fitness; all by default")
+        str,
+        typer.Argument(
+            help="What to list: methods, samplers, operators, search_spaces or fitness; all of them by default."
+        ),
     ] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """List what there is: methods, samplers, operators, search spaces, fitness files."""
+    """List the methods, samplers, operators, search spaces and fitness files that there are."""
     kinds = (*plugins.KINDS, *shipped.KINDS)
     if kind and kind not in kinds:
         raise ConfigError("ls", [f"there is no kind {kind!r}.{suggest(kind, kinds)}"])
-    found = {name: _listing(name) for name in ([kind] if kind else kinds)}
+    listings = {name: _listing(name) for name in ([kind] if kind else kinds)}
     if as_json:
-        print_json(found)
+        print_json(listings)
         return
-    for name, rows in found.items():
+    for name, rows in listings.items():
         table = Table(title=name.replace("_", " "), title_justify="left", show_header=False, box=None)
         for row, about in rows.items():
             table.add_row(f"  {row}", about, style=None)
@@ -40,13 +43,14 @@ def ls(
 
 
 def _listing(kind: str) -> dict[str, str]:
+    """Name -> a line on what it is, for all plug-ins or files of a kind."""
     if kind in plugins.KINDS:
         return {name: plugins.summary(kind, name) for name in plugins.names(kind)}
     return {name: _first_comment(shipped.folder(kind) / f"{name}.yaml") for name in shipped.names(kind)}
 
 
 def _first_comment(path: Path) -> str:
-    """The first sentence of a file's opening comment."""
+    """The first sentence of the comment that a YAML file opens with."""
     comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
     text = " ".join(line.removeprefix("#").strip() for line in comment)
     return text.partition(". ")[0].removesuffix(".")
@@ -54,10 +58,12 @@ def _first_comment(path: Path) -> str:
 
 @command
 def cp(
-    name: Annotated[str, typer.Argument(help="A shipped search space or fitness.", show_default=False)],
-    destination: Annotated[Path, typer.Argument(help="A file or folder; here by default.")] = Path("."),
+    name: Annotated[str, typer.Argument(help="The name of a shipped search space or fitness.", show_default=False)],
+    destination: Annotated[
+        Path, typer.Argument(help="The file or folder to copy to; the working directory by default.")
+    ] = Path("."),
 ) -> None:
-    """Copy a shipped search space or fitness file, to change it."""
+    """Copy a shipped search space or fitness file, with the tasks that it names, so that you can change it."""
     homes = [kind for kind in shipped.KINDS if name in shipped.names(kind)]
     if not homes:
         known = [one for kind in shipped.KINDS for one in shipped.names(kind)]

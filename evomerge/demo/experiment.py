@@ -61,7 +61,7 @@ def write_experiment(
     """Writes `folder/experiment.yaml` for the family that `train_family(folder)` made, and returns its path.
 
     Args:
-        folder: holds `models/`.
+        folder: the demo's folder, in which `models/` lies.
         candidates: how many merges the search may try.
         seed: the seed of the search.
         experts: the skills whose experts are merged.

@@ -1,4 +1,4 @@
-"""The demo from end to end: train a family, search its best merge, compare on held-out documents, export."""
+"""The demo from end to end: train a family, search for its best merge, test the winner, and export it."""
 
 from __future__ import annotations
 
@@ -22,26 +22,31 @@ from evomerge.studies.folder import EXPERIMENT
 from evomerge.studies.plan import Plan, make_plan, recipe_of
 from evomerge.studies.trials import Trial, best_trial
 
-EXPORT = "merged"
+EXPORT = "merged"  # the folder of the winner, in the demo's folder
 
 
 def run(folder: Path, candidates: int, err: Console, out: Console) -> dict[str, Any]:
-    """Runs the demo in a folder. It may be interrupted, for what is there already is not made again.
+    """Runs the demo in a folder. An interrupted demo goes on: models and trials that are there are not made again.
 
     Args:
-        candidates: the budget of the whole search; a later call with more goes on.
+        folder: the folder for models, study and export.
+        candidates: the budget of the whole search. A later call with a larger budget goes on with the search.
         err: the console for progress.
         out: the console for the result.
 
     Returns:
-        The result as plain values.
+        The result as plain values: the paths of `experiment`, `study` and `export`, the `best` trial, and the
+        certificate (`holdout`).
+
+    Raises:
+        EvomergeError: the search cannot go on, or no candidate was scored.
     """
     err.print(f"1. a tiny family of models, trained here, in {folder / 'models'}", markup=False)
     with writing.saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _train(folder, err)
         path = folder / "experiment.yaml"
-        if not path.exists():  # it may have been edited
+        if not path.exists():  # a person may have edited the one of an earlier run
             path = write_experiment(folder, candidates)
     err.print(f"2. a search for their best merge: {path}", markup=False)
     plan, trials = _search(path, candidates, err)
@@ -56,7 +61,7 @@ def run(folder: Path, candidates: int, err: Console, out: Console) -> dict[str, 
     certificate = certify_winner(plan, recipe_of(plan, winner), step)
     err.print("4. the winner as an ordinary Hugging Face folder")
     target = folder / EXPORT
-    if (target / "evomerge.json").is_file():  # of an earlier run
+    if (target / "evomerge.json").is_file():  # the export of an earlier run
         shutil.rmtree(target)
     export_trial(plan, winner, target, step)
     out.print(tables.certificate_table(certificate))
@@ -91,7 +96,7 @@ def _train(folder: Path, err: Console) -> None:
 
 
 def _search(path: Path, candidates: int, err: Console) -> tuple[Plan, list[Trial]]:
-    """Begins the search, or goes on with the one that is there. Returns its plan and all of its trials."""
+    """Begins the search, or goes on with the one that is there. Returns its plan and all its trials."""
     experiment = load_experiment(path)
     folder = Path(experiment.study)
     if (folder / EXPERIMENT).exists():

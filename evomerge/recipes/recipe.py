@@ -41,7 +41,7 @@ from evomerge.recipes.canonical import ANY, Table, at_place, normalized
 Compile = Literal["auto", "always", "never"]
 
 # The fields in which all recipes of a study agree.
-FRAME = {"base", "experts", "dtype", "layers", "seed", "vocabulary"}
+COMMON_KEYS = {"base", "experts", "dtype", "layers", "seed", "vocabulary"}
 
 
 class Corpus(Strict):
@@ -198,4 +198,4 @@ def parent_recipe(recipe: Recipe, name: str) -> Recipe:
     else:
         weights = {expert: float(expert == name) for expert in recipe.experts}
         merge = {"method": "linear", "parameters": {"weight": weights}}
-    return Recipe.model_validate({**{key: getattr(recipe, key) for key in FRAME}, **merge})
+    return Recipe.model_validate({**{key: getattr(recipe, key) for key in COMMON_KEYS}, **merge})

@@ -1,7 +1,7 @@
 """Is the gain real? Scores the winner, its parents and the uniform average on documents that the search never saw.
 
-The winner was chosen without these documents, so its hold-out score is unbiased; the best parent is chosen on them,
-which favours the parent. What is compared is the reported metrics, weighted as the hold-out entries say.
+The winner was chosen without these documents, so its hold-out score is unbiased. The best parent is chosen on them,
+which favours the parent. The reported metrics are compared, weighted as the hold-out entries say.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from evomerge.errors import CandidateError, ConfigError
 from evomerge.files import writing
 from evomerge.models.survey import Progress
-from evomerge.recipes.recipe import FRAME, Recipe, parent_recipe
+from evomerge.recipes.recipe import COMMON_KEYS, Recipe, parent_recipe
 from evomerge.results.paired_test import Paired, p_text, paired
 from evomerge.results.truncation import truncation_warnings
 from evomerge.scoring.fitness import Entry
@@ -32,9 +32,10 @@ class Row:
     """One model on the hold-out documents.
 
     Attributes:
+        name: what the model is called in tables.
         tasks: entry -> its reported metric.
         mean: the mean of these metrics, weighted as the entries say.
-        against: the winner's paired gain over it; None for the winner itself.
+        against: the winner's paired gain over this model; None for the winner itself.
     """
 
     name: str
@@ -48,9 +49,10 @@ class Certificate:
     """All models on the hold-out documents, the winner last.
 
     Attributes:
-        documents: how many hold-out documents there are.
-        best_parent: of base and experts, the one of the highest hold-out mean.
-        warnings: what besides skill may make the difference, a sentence each.
+        rows: one for each model.
+        documents: the number of hold-out documents.
+        best_parent: the name of the base or expert with the highest hold-out mean.
+        warnings: causes besides skill that the differences may have, a sentence each.
     """
 
     rows: tuple[Row, ...]
@@ -74,28 +76,33 @@ class Certificate:
 
 
 def contestants(plan: Plan, winner: Recipe, control: str | None = None) -> dict[str, Recipe]:
-    """The winner and what it has to beat, all as recipes: base, each expert, the uniform average; of a winner that
-    was trained also the winner before, and a parent after the same training.
+    """Name -> recipe of the models to compare, the winner last: the base, each expert, and the uniform average.
+
+    With a winner that was trained, the winner before training and a parent after the same training are compared as
+    well.
 
     Args:
-        control: that parent: the name of an expert, or `base`.
+        control: that parent: the name of an expert, or `base`; None leaves it out.
     """
-    found = {"base": parent_recipe(winner, "base")}
+    recipes = {"base": parent_recipe(winner, "base")}
     for expert in plan.laid.common.experts:
-        found[f"expert {expert}"] = parent_recipe(winner, expert)
+        recipes[f"expert {expert}"] = parent_recipe(winner, expert)
     uniform = {"method": "linear", "parameters": {"weight": 1.0}}
-    found["uniform average"] = Recipe.model_validate({**found["base"].model_dump(include=FRAME), **uniform})
+    recipes["uniform average"] = Recipe.model_validate(
+        {**recipes["base"].model_dump(include=COMMON_KEYS), **uniform}
+    )
     pure = tuple(step for step in winner.operators if not trains(step))
     if pure != winner.operators:
-        found["winner untrained"] = winner.model_copy(update={"operators": pure})
+        recipes["winner untrained"] = winner.model_copy(update={"operators": pure})
         if control is not None:
             parent = parent_recipe(winner, control)
-            found[f"{_named(control)} trained alike"] = parent.model_copy(update={"operators": winner.operators})
-    found["winner"] = winner
-    return found
+            recipes[f"{_named(control)} trained alike"] = parent.model_copy(update={"operators": winner.operators})
+    recipes["winner"] = winner
+    return recipes
 
 
 def _named(parent: str) -> str:
+    """What a parent is called in tables."""
     return parent if parent == "base" else f"expert {parent}"
 
 
@@ -103,7 +110,9 @@ def certify(plan: Plan, winner: Recipe, pool: Pool) -> Certificate:
     """Scores all contestants on the hold-out documents and compares them.
 
     Args:
-        pool: workers set up with the hold-out tasks.
+        plan: the study's experiment, laid over its models.
+        winner: the recipe to certify.
+        pool: workers that score the hold-out tasks.
 
     Raises:
         ConfigError: the fitness has no hold-out.
@@ -135,7 +144,11 @@ def certify(plan: Plan, winner: Recipe, pool: Pool) -> Certificate:
 
 
 def _scores(recipes: Mapping[str, Recipe], pool: Pool) -> dict[str, Score]:
-    """Name -> score, in the order of the recipes."""
+    """Name -> score of each recipe, in their order.
+
+    Raises:
+        CandidateError: a recipe could not be scored.
+    """
     names = list(recipes)
     scores: dict[str, Score] = {}
     for outcome in pool.run([Job(key, recipes[name]) for key, name in enumerate(names)]):
@@ -152,7 +165,7 @@ def _sizes(entries: Sequence[Entry], score: Score) -> dict[str, int]:
 
 
 def against(entries: Sequence[Entry], ours: Score, theirs: Score) -> Paired:
-    """The paired test of two models on the documents of some entries, in the reported metrics."""
+    """Tests the gain of one model over another in the reported metrics, paired by the documents of some entries."""
     first, second = (document_scores(entries, one.report, ours.groups, reported=True) for one in (ours, theirs))
     shares = objective_of(entries, _sizes(entries, ours)).shares
     return paired([first[name] - second[name] for name in shares], list(shares.values()))
@@ -165,7 +178,11 @@ def _control(plan: Plan) -> str | None:
 
 
 def certify_winner(plan: Plan, winner: Recipe, progress: Progress = lambda text: None) -> Certificate:
-    """Certifies the winner of a study on workers of its own, and keeps the result: STUDY/certificate.json."""
+    """Certifies the winner of a study on new workers, and writes the result to STUDY/certificate.json.
+
+    Raises:
+        EvomergeError: workers cannot be set up, or for the reasons of `certify`.
+    """
     progress("starting workers for the hold-out tasks")
     trained = trained_files(plan, journal.read_trials(plan.folder)) if plan.training else {}
     pool = open_pool(plan.experiment.workers, replace(plan.setup(holdout=True), trained=trained))

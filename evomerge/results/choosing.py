@@ -14,12 +14,15 @@ _WHERE = "--pick"
 
 
 def by_weights(trials: Sequence[Trial], weights: Mapping[str, float]) -> Trial:
-    """The trial of highest weighted mean of the tasks' climbed metrics; tasks without a weight do not count.
+    """The trial with the highest weighted mean of the tasks' climbed metrics.
 
-    Of equals the one of highest fitness; then the earliest.
+    Among equals it is the trial of the highest fitness; then the earliest.
+
+    Args:
+        weights: task -> its weight, finite and at least 0. Tasks that are left out do not count.
 
     Raises:
-        ConfigError: no trial is finished, a task is unknown, or the weights are no weights; all faults at once.
+        ConfigError: no trial is finished, a task is unknown, or a weight is out of range; with all faults.
     """
     comparable = comparable_trials(trials)
     if not comparable:
@@ -44,10 +47,10 @@ def by_weights(trials: Sequence[Trial], weights: Mapping[str, float]) -> Trial:
 
 
 def pick(trials: Sequence[Trial], text: str) -> Trial:
-    """The trial that a text means: `best`, `knee`, a trial's number, or weights like `maths=2,code=1`.
+    """The trial that a text names: `best`, `knee`, a trial's number, or weights such as `maths=2,code=1`.
 
     Raises:
-        ConfigError: it means none, or no trial is finished.
+        ConfigError: the text names no trial, or no trial is finished.
     """
     if text.isdecimal():
         if int(text) >= len(trials):
@@ -65,6 +68,11 @@ def pick(trials: Sequence[Trial], text: str) -> Trial:
 
 
 def _weights(text: str) -> dict[str, float]:
+    """Task -> weight, from a text such as `maths=2,code=1`.
+
+    Raises:
+        ConfigError: the text is none such.
+    """
     weights: dict[str, float] = {}
     for part in text.split(","):
         task, sign, number = (piece.strip() for piece in part.rpartition("="))

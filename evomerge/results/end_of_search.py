@@ -13,12 +13,12 @@ from evomerge.results.generations import generations_of, values_of
 from evomerge.studies.trials import Trial
 
 _LATE = 3  # the end of a search is its last third
-_LEAST_RISE = 0.15  # of the whole search's, in its last third: less is no cause to go on
-_RECENT = 5  # generations that stand for the end of a search
+_LEAST_RISE = 0.15  # a rise in the last third by less than this share of the whole rise is no cause to go on
+_RECENT = 5  # how many of the last generations stand for the end of a search
 
 
 def still_rising(trials: Sequence[Trial]) -> list[str]:
-    """The fitness still rises in the last third of the search."""
+    """A warning if the fitness still rises in the last third of the search; [] if it does not."""
     searched = [trial for group in generations_of(trials) for trial in group]
     rising = _means_rise(trials) if all(trial.all_documents for trial in searched) else _incumbents_rise(trials)
     if not rising:
@@ -30,7 +30,8 @@ def still_rising(trials: Sequence[Trial]) -> list[str]:
 
 
 def _means_rise(trials: Sequence[Trial]) -> bool:
-    """Whether the last third of the generations' means has a slope (t-test, p < 0.01) that matters."""
+    """Whether the means of the last third of the generations rise, significantly (t-test, p < 0.01) and enough to
+    matter."""
     means = np.array([values_of(group).mean() for group in generations_of(trials)])
     late = means[-(len(means) // _LATE) :]
     if len(means) < 6 * _LATE or np.ptp(late) == 0.0:
@@ -42,7 +43,7 @@ def _means_rise(trials: Sequence[Trial]) -> bool:
 
 def _incumbents_rise(trials: Sequence[Trial]) -> bool:
     """Whether the last incumbent is better than the one two thirds through the search, by three standard errors
-    and so much that it matters.
+    and enough to matter.
 
     All incumbents are scored on the same documents, those kept apart, so the noise is that of a paired difference.
     """
@@ -61,14 +62,15 @@ def _incumbents_rise(trials: Sequence[Trial]) -> bool:
 
 @dataclass(frozen=True)
 class _Noise:
-    """What documents do to values, from the blocks of the last generations.
+    """How much the choice of documents moves values, estimated from the blocks of the last generations.
 
     Attributes:
-        single: standard deviation of a candidate's score over documents, were blocks single documents.
-        between: that of the difference of two candidates of a generation.
-        documents: that all candidates of these generations saw, each counted once a generation.
-        most: that a generation saw at most.
-        free: degrees of freedom.
+        single: the standard deviation of a candidate's score over single documents.
+        between: the standard deviation, over single documents, of the difference between two candidates of
+            a generation.
+        documents: the number of documents that these generations saw, counted anew in each generation.
+        most: the greatest number of documents that one of them saw.
+        free: the degrees of freedom of `single`.
     """
 
     single: float
@@ -79,11 +81,11 @@ class _Noise:
 
 
 def _noise(trials: Sequence[Trial]) -> _Noise | None:
-    """None where the last generations were not scored in blocks."""
+    """The noise of the last generations; None where too few of them were scored in blocks."""
     squares = interactions = documents = most = 0.0
     free = crossed = 0
     for group in _recent(trials):
-        shared = min(len(trial.blocks) for trial in group)  # of candidates that were stopped early
+        shared = min(len(trial.blocks) for trial in group)  # the blocks that all of them have
         longest = max(group, key=lambda trial: len(trial.blocks))
         if shared < 2 or len(group) < 2 or not longest.documents:
             continue
@@ -102,14 +104,21 @@ def _noise(trials: Sequence[Trial]) -> _Noise | None:
 
 
 def _recent(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """The last generations that were scored in blocks."""
     return [group for group in generations_of(trials) if any(trial.blocks for trial in group)][-_RECENT:]
 
 
 def overfitted(trials: Sequence[Trial], fresh: bool) -> list[str]:
-    """The last generations score far higher on their documents than the incumbent on those kept apart.
+    """A warning if the last generations score far higher on their documents than the incumbent on those kept apart.
 
-    The mean of whole generations is compared, which no choice among candidates has favoured, by a t-test of
+    The means of whole generations are compared, which no choice among candidates has favoured, by a t-test at
     p < 0.001. Documents that come again count once.
+
+    Args:
+        fresh: whether each generation had documents of its own.
+
+    Returns:
+        The warning, or [].
     """
     chosen = [t for t in trials if t.role == "select" and t.incumbent and t.value is not None and t.documents]
     noise = _noise(trials)
@@ -117,7 +126,7 @@ def overfitted(trials: Sequence[Trial], fresh: bool) -> list[str]:
         return []
     seen = noise.documents if fresh else noise.most
     if finals := [trial.documents for trial in trials if trial.role == "final" and trial.documents]:
-        seen = min(seen, finals[-1])  # all that are not kept apart
+        seen = min(seen, finals[-1])  # the documents that are not kept apart
     incumbent = chosen[-1].value or 0.0
     recent = float(np.mean([values_of(group).mean() for group in _recent(trials)]))
     error = noise.single * math.sqrt(1 / seen + 1 / chosen[-1].documents)

@@ -1,4 +1,4 @@
-"""Genes without effect: which of them the search could do without."""
+"""Genes without an effect on the fitness, which the search could do without."""
 
 from __future__ import annotations
 
@@ -12,27 +12,37 @@ from evomerge.results.generations import generations_of, values_of
 from evomerge.searching.spaces.genes import Coordinate
 from evomerge.studies.trials import Trial
 
-_OVERALL = 1e-3  # p of all genes together, above which nothing is said of any
-_ABSENT = 0.1  # p of a gene, below which its effect may be there
-_POWER = 0.99  # with which an effect would have been seen that is
-_SHARE = 0.25  # of what genes of its size explain on average
+_OVERALL = 1e-3  # if all genes together have a greater p than this, nothing is said of any of them
+_ABSENT = 0.1  # a gene with a smaller p than this may have an effect
+# The power of the test must be so high for an effect of this share of what genes of its size explain on average.
+_POWER, _SHARE = 0.99, 0.25
 
 
 @dataclass(frozen=True)
 class _Effects:
-    """A regression of values on genes: p of all together, and gene -> (p, power)."""
+    """A regression of values on genes.
+
+    Attributes:
+        overall: the p-value of all genes together.
+        genes: gene -> the p-value of its own effect, and the power with which its test sees an effect.
+    """
 
     overall: float
     genes: dict[str, tuple[float, float]]
 
 
 def idle_genes(trials: Sequence[Trial], coordinates: Sequence[Coordinate], pareto: bool) -> list[str]:
-    """Genes of which no effect is seen, though one would be.
+    """A warning for each gene of which no effect is seen, although there was enough to see one.
 
-    Within generations, so that neither the search's progress nor documents of each generation's own pass for an
-    effect, the values are regressed on each coordinate and its square, and each gene's coordinates are tested
-    together by an F-test. A gene is named if the genes together have an effect, its own has p > 0.1, and
-    a quarter of the effect that genes of its size have on average would have been seen with a power of 0.99.
+    The values are regressed on each coordinate and its square, and the coordinates of each gene are tested together
+    by an F-test. The regression compares candidates within generations, so that neither the progress of the search
+    nor the documents of a generation pass for an effect. A gene is named if the genes together have an effect, its
+    own effect has p > 0.1, and the test has a power of 0.99 for a quarter of the effect that genes of its size have
+    on average.
+
+    Args:
+        coordinates: the coordinates of the trials' genomes.
+        pareto: whether each task is an objective of its own; then a gene must be idle in all of them.
     """
     groups = [group for group in generations_of(trials) if len(group) > 3]
     genes = list(dict.fromkeys(c.gene for c in coordinates if _width(c)))
@@ -49,25 +59,26 @@ def idle_genes(trials: Sequence[Trial], coordinates: Sequence[Coordinate], paret
     effects = [_effects(_centred(target, sizes), columns, owners, free) for target in targets]
     if not all(effect.overall < _OVERALL for effect in effects):
         return []
-    found = []
+    sentences = []
     for gene in genes:
         tests = [effect.genes[gene] for effect in effects]
         if all(p > _ABSENT and power >= _POWER for p, power in tests):
             cure = "search with one method" if gene == "method" else "give it under `fixed` and not as a gene"
             p = min(p for p, _ in tests)
-            found.append(f"no effect was seen of {gene} over {len(columns)} candidates (p = {p:.2f}); {cure}")
-    return found
+            sentences.append(f"no effect was seen of {gene} over {len(columns)} candidates (p = {p:.2f}); {cure}")
+    return sentences
 
 
 def _width(coordinate: Coordinate) -> int:
+    """How many columns of the regression a coordinate has, see `_columns`."""
     return len(coordinate.choices) - 1 if coordinate.choices else 2
 
 
 def _columns(group: Sequence[Trial], coordinates: Sequence[Coordinate]) -> np.ndarray:
-    """What a generation's values are regressed on: float64 (candidates, columns), each column's mean zero.
+    """The columns that a generation's values are regressed on, float64 (candidates, columns), each of mean 0.
 
-    A number gives its unit coordinate and the square of that, which sees an optimum in the middle; a choice an
-    indicator for each category but the first.
+    A number gives two columns: its unit coordinate, and the square of that, which sees an optimum in the middle. A
+    choice gives an indicator for each category but the first.
     """
     columns: list[np.ndarray] = []
     for c in coordinates:
@@ -80,12 +91,23 @@ def _columns(group: Sequence[Trial], coordinates: Sequence[Coordinate]) -> np.nd
 
 
 def _centred(values: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """Values without the means of their generations."""
+    """The values, float64 (candidates,), without the means of their generations.
+
+    Args:
+        sizes: the number of candidates in each generation.
+    """
     return np.concatenate([group - group.mean() for group in np.split(values, np.cumsum(sizes)[:-1])])
 
 
 def _effects(values: np.ndarray, columns: np.ndarray, owners: Sequence[str], free: int) -> _Effects:
-    """F-tests of all columns, and of each owner's beside the others. free: degrees of freedom of the rest."""
+    """The F-tests of all columns together, and of each gene's columns beside the others.
+
+    Args:
+        values: float64 (candidates,), without the means of their generations.
+        columns: float64 (candidates, columns).
+        owners: the gene of each column.
+        free: the degrees of freedom of the residual.
+    """
 
     def unexplained(kept: np.ndarray) -> float:
         if not kept.any():

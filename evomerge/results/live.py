@@ -1,4 +1,4 @@
-"""What a running study shows: a live table on a terminal, lines in a log."""
+"""Shows a study while it runs: as a live table on a terminal, as lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from evomerge.studies.candidates.score import PHASES
 from evomerge.studies.experiment import Budget
 from evomerge.studies.trials import Trial, best_trial
 
+# What a line says of a trial's role, after its number; {} is the parent.
 _ROLES = {
     "search": "",
     "select": " against the best",
@@ -33,17 +34,19 @@ _ROLES = {
 class LiveView:
     """Shows a study while it runs: a live table on a terminal, a line for each candidate elsewhere.
 
+    It is the `studies.observer.Observer` of the study.
+
     Args:
-        console: where to; its own stderr by default in the command line.
-        budget: for what is left.
-        trials: those of earlier sessions.
+        console: where it is shown.
+        budget: the study's budget, for the time that is left.
+        trials: the trials of earlier sessions.
     """
 
     def __init__(self, console: Console, budget: Budget, trials: Sequence[Trial] = ()) -> None:
         self._console = console
         self._budget = budget
         self._trials = list(trials)
-        self._here = 0  # trials of this session
+        self._here = 0  # the number of trials in this session
         self._generation = (0, 0)
         self._start: float | None = None
         self._spinner, self._step = Spinner("dots"), time.monotonic()
@@ -61,18 +64,18 @@ class LiveView:
             self._live.stop()
 
     def message(self, text: str) -> None:
-        """A step of the set-up begins."""
+        """Announces a step of the set-up that begins now."""
         self._step = time.monotonic()
         self._console.print(f"{text} ...", style="dim", markup=False, highlight=False)
 
     def generation(self, number: int, size: int) -> None:
-        """A generation begins."""
+        """Notes that a generation begins, and how many candidates it has."""
         self._generation = (number, size)
         if self._start is None:
             self._start = time.monotonic()
 
     def trial(self, trial: Trial) -> None:
-        """A trial is in the log."""
+        """Takes in a trial that has been added to the log."""
         self._trials.append(trial)
         self._here += 1
         if not self._console.is_terminal:
@@ -81,6 +84,7 @@ class LiveView:
             self._console.print(f"candidate {trial.number} failed: {trial.reason}", style="yellow", markup=False)
 
     def _line(self, trial: Trial) -> str:
+        """The line that tells of a trial."""
         total = f"/{self._budget.candidates}" if self._budget.candidates else ""
         role = _ROLES[trial.role].format(trial.parent)
         counted = f"candidate {trial.number + 1}{total}" if trial.searched else "second phase:"
@@ -94,13 +98,14 @@ class LiveView:
         return f"{head} fitness {trial.value:.4f} (best {best.value:.4f}) {spent or 'seen before'}{left}"
 
     def _left(self) -> float | None:
-        """Seconds to the end of the budget, at this session's pace."""
+        """The seconds to the end of the budget at the pace of this session; None where they are not known."""
         if self._budget.candidates is None or self._start is None or not self._here:
             return None
         pace = (time.monotonic() - self._start) / self._here
         return pace * max(self._budget.candidates - len(self._trials), 0)
 
     def _render(self) -> RenderableType:
+        """The live table, with the best trial and a bar; a running clock until the first generation begins."""
         if self._start is None:  # nothing is evaluated yet: workers start
             self._spinner.update(text=duration(time.monotonic() - self._step))
             return self._spinner
@@ -127,7 +132,7 @@ class LiveView:
 
 
 class TrainingBar:
-    """Shows the steps of a training as they are done."""
+    """Shows the steps of a training as they are done, with the loss: a progress bar on a terminal."""
 
     def __init__(self, console: Console, steps: int) -> None:
         self._progress = Progress(
@@ -152,5 +157,5 @@ class TrainingBar:
         self._progress.stop()
 
     def step(self, number: int, measured: Mapping[str, float]) -> None:
-        """A step is done."""
+        """Moves the bar to a step that is done. `measured` holds its `loss`."""
         self._progress.update(self._task, completed=number, loss=f"{measured['loss']:.4f}", visible=True)

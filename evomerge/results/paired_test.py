@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 10_000
-LEVEL = 0.05
+RESAMPLES = 10_000  # of the bootstrap, and of the permutation test
+LEVEL = 0.05  # a difference with a greater p is within noise
 
-_AT_ONCE = 500  # resamples held in memory
+_AT_ONCE = 500  # the number of resamples that are held in memory
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Paired:
     """One model's hold-out score minus another's, over the same documents.
 
     Attributes:
-        gain: the difference.
+        gain: the difference of the scores.
         low, high: the ends of its 95 % bootstrap interval.
         p: the two-sided p-value of the sign-flip permutation test.
     """
@@ -35,14 +35,14 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """In words: better, worse or within noise."""
+        """The gain in words: better, worse or within noise."""
         if self.p >= LEVEL:
             return "within noise"
         return "better" if self.gain > 0 else "worse"
 
 
 def p_text(p: float) -> str:
-    """A p-value as people read it."""
+    """A p-value as people read it, such as `= 0.023` or `< 0.001`."""
     return f"< {1e-3:g}" if p < 1e-3 else f"= {p:.3f}"
 
 
@@ -56,11 +56,12 @@ def paired(
     """Tests the weighted mean over entries of their mean paired differences.
 
     Args:
-        differences: per entry, float64 (documents,).
-        shares: of each entry in the mean, which add up to 1; equal by default.
+        differences: for each entry the difference on each of its documents, float64 (documents,).
+        shares: the share of each entry in the mean; they add up to 1 and are equal by default.
+        resamples, seed: how many resamples are drawn for each of the two methods, and from which seed.
 
     Returns:
-        The gain with its bootstrap interval and permutation p-value. Equal differences give equal numbers.
+        The gain with its bootstrap interval and permutation p-value. Equal arguments give equal numbers.
     """
     shares = [1.0 / len(differences)] * len(differences) if shares is None else shares
 
@@ -68,7 +69,7 @@ def paired(
         means = [share * own.mean(axis=axis) for share, own in zip(shares, samples, strict=True)]
         return np.asarray(np.sum(means, axis=0))
 
-    # scipy asks for two observations at least; one that is there twice says the same.
+    # scipy wants at least two observations; a single one that is repeated gives the same interval.
     samples = [np.repeat(own, 2) if own.size == 1 else own for own in differences]
     interval = stats.bootstrap(
         samples,

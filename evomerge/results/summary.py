@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge import operators
 from evomerge.results import fronts, warnings
+from evomerge.results.hypervolume import hypervolume
 from evomerge.results.truncation import truncation_warnings
 from evomerge.studies import life, scores, second_phase
 from evomerge.studies.candidates.score import PHASES
@@ -20,7 +21,13 @@ if TYPE_CHECKING:  # which imports torch
 
 
 def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, Any]:
-    """What `status` tells of a study, as plain values."""
+    """A study as plain values, as `evomerge status --json` prints them.
+
+    Args:
+        trials: all trials of the study.
+        experiment: the study's `Experiment`.
+        folder: the study's folder.
+    """
     best = best_trial(trials)
     every, trials = trials, [trial for trial in trials if trial.searched]
     finished = [trial for trial in trials if trial.value is not None]
@@ -56,18 +63,18 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
 
 
 def _front(trials: Sequence[Trial]) -> dict[str, Any]:
-    """What there is to tell of several objectives: the trials that no other beats in all, best fitness first."""
+    """The part of a summary on several objectives: the front, the best fitness first; its knee; its hypervolume."""
     front = sorted(fronts.front(trials), key=lambda trial: (-(trial.value or 0.0), trial.number))
     points = [tuple(trial.climbed.values()) for trial in front]
     return {
         "front": [trial_json(trial) for trial in front],
         "knee": fronts.knee(front).number,
-        "hypervolume": fronts.hypervolume(points, fronts.reference(trials)),
+        "hypervolume": hypervolume(points, fronts.reference(trials)),
     }
 
 
 def _warnings(best: Trial, finished: Sequence[Trial], folder: Path) -> list[str]:
-    """What besides skill may have made the best trial the best: it is held against the median trial."""
+    """Warnings if the best trial's answers were cut off more or less often than those of the median trial."""
     if not any(trial.truncated for trial in finished):
         return []
     score = scores.read_score(folder, best.recipe, best.fitness)
@@ -80,18 +87,20 @@ def _warnings(best: Trial, finished: Sequence[Trial], folder: Path) -> list[str]
 
 
 def trial_json(trial: Trial) -> dict[str, Any]:
-    """A trial as plain values."""
+    """A trial as plain values: its fields, and the plain `mean` of its reported metrics."""
     return {**vars(trial), "mean": trial.mean}
 
 
 def training_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """What the second phase came to, as plain values: the elites and the control, each before and after training;
-    the best trained first."""
+    """The second phase as plain values: a row for each elite and for the control, before and after training.
+
+    The best trained one comes first.
+    """
     rows = []
     for trial in trials:
         if trial.role not in ("trained", "control"):
             continue
-        before = second_phase.before(trial, trials)
+        before = second_phase.before_training(trial, trials)
         rows.append(
             {
                 "name": f"control: {trial.parent}" if trial.parent else f"trial {trial.number}",
@@ -107,7 +116,7 @@ def training_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """What an experiment comes to, as plain values."""
+    """An experiment laid over its models as plain values, as `evomerge check --json` prints them."""
     experiment = plan.experiment
     return {
         "base": str(plan.survey.base),
@@ -129,17 +138,18 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def _expected(plan: Plan) -> str:
-    """What the second phase takes for each of its candidates, roughly."""
-    found = []
+    """A sentence on what the second phase roughly takes for each of its candidates."""
+    costs = []
     for operator in plan.training:
         module = operators.load(operator.name)
         cost = module.estimate(module.Options.model_validate(operator.options), plan.survey.parameters)
-        found.append(
+        costs.append(
             f"{operator.name}: at most {cost.steps} steps of {cost.tokens:,} tokens, {_size(cost.peak_bytes)} of "
             f"memory beside activations, {_size(cost.disk_bytes)} on disk"
         )
-    return "; ".join(found)
+    return "; ".join(costs)
 
 
 def _size(count: int) -> str:
+    """A number of bytes as people read it."""
     return f"{count / 2**20:,.1f} MiB"

@@ -1,4 +1,4 @@
-"""Tables, as a terminal shows them."""
+"""Tables of trials, studies, certificates and plans, as a terminal shows them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # which imports torch
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people read them; ? where they are not known."""
+    """A number of seconds as people read it, such as `3 min 05 s`; `?` where it is not known."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
@@ -26,7 +26,7 @@ def duration(seconds: float | None) -> str:
 
 
 def trials_table(trials: Sequence[Trial], title: str | None = None) -> Table:
-    """Trials with their fitness and the reported metric of each task."""
+    """Trials, each with its fitness, the reported metric of each task, their mean, and the recipe's hash."""
     tasks = list(next((trial.tasks for trial in trials if trial.tasks), {}))
     table = Table(title=title, title_justify="left")
     table.add_column("trial", justify="right")
@@ -43,9 +43,12 @@ def trials_table(trials: Sequence[Trial], title: str | None = None) -> Table:
 
 
 def front_table(front: Sequence[Trial], top: int, knee: int) -> Table:
-    """The first trials of a front with what is climbed in each task.
+    """The first trials of a front, each with its fitness and the climbed metric of each task.
 
-    knee: the number of the trial that gives up least.
+    Args:
+        front: at least one trial.
+        top: how many trials are shown at most.
+        knee: the number of the trial at the knee, which is shown in bold.
     """
     title = f"front, as climbed ({min(top, len(front))} of {len(front)}, knee {knee})"
     table = Table(title=title, title_justify="left")
@@ -57,32 +60,32 @@ def front_table(front: Sequence[Trial], top: int, knee: int) -> Table:
     return table
 
 
-def summary_table(found: dict[str, Any]) -> Table:
-    """The rows of `summary`, without the best trial."""
+def summary_table(summary: dict[str, Any]) -> Table:
+    """The values of `summary.summary`, without the trials among them."""
     table = Table.grid(padding=(0, 2))
-    limit = found["budget"].get("candidates")
-    table.add_row("study", found["study"])
-    table.add_row("candidates", f"{found['candidates']}" + (f" of {limit}" if limit else ""))
-    table.add_row("finished", "yes" if found["finished"] else "no")
-    if found["failed"]:
-        table.add_row("failed", str(found["failed"]))
-    table.add_row("generations", str(found["generations"]))
-    table.add_row("documents scored", f"{found['documents']:,}")
-    table.add_row("tokens forwarded", f"{found['tokens']:,}")
-    seconds = found["seconds_per_candidate"]
+    limit = summary["budget"].get("candidates")
+    table.add_row("study", summary["study"])
+    table.add_row("candidates", f"{summary['candidates']}" + (f" of {limit}" if limit else ""))
+    table.add_row("finished", "yes" if summary["finished"] else "no")
+    if summary["failed"]:
+        table.add_row("failed", str(summary["failed"]))
+    table.add_row("generations", str(summary["generations"]))
+    table.add_row("documents scored", f"{summary['documents']:,}")
+    table.add_row("tokens forwarded", f"{summary['tokens']:,}")
+    seconds = summary["seconds_per_candidate"]
     if seconds:
         split = ", ".join(f"{phase} {value:.2f}" for phase, value in seconds.items() if value >= 0.005)
         table.add_row("seconds each", f"{sum(seconds.values()):.2f}  ({split})")
-    table.add_row("running time", duration(found["elapsed"]))
-    if "front" in found:
-        table.add_row("front", f"{len(found['front'])} trials, hypervolume {found['hypervolume']:.4g}")
-    for warning in found["warnings"]:
+    table.add_row("running time", duration(summary["elapsed"]))
+    if "front" in summary:
+        table.add_row("front", f"{len(summary['front'])} trials, hypervolume {summary['hypervolume']:.4g}")
+    for warning in summary["warnings"]:
         table.add_row("warning", warning, style="yellow")
     return table
 
 
 def training_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows of `training_rows`."""
+    """The second phase: the rows of `summary.training_rows`."""
     table = Table(title="trained, on all search documents", title_justify="left")
     table.add_column("model")
     for column in ("before", "after", "steps", "tokens", "seconds"):
@@ -94,33 +97,33 @@ def training_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def extension_table(found: Mapping[str, Any]) -> Table:
-    """What `single.extend` measured."""
+def extension_table(result: Mapping[str, Any]) -> Table:
+    """The losses before and after, from the result of `exporting.one_model.extend`."""
     table = Table(title="log-loss in nats per token", title_justify="left")
-    for column in ("", f"inside {found['old_length']:,} tokens", f"beyond, to {found['new_length']:,}"):
+    for column in ("", f"inside {result['old_length']:,} tokens", f"beyond, to {result['new_length']:,}"):
         table.add_column(column, justify="right")
     for name in ("before", "after"):
-        cells = ["" if value is None else f"{value:.4f}" for value in found[name].values()]
+        cells = ["" if value is None else f"{value:.4f}" for value in result[name].values()]
         table.add_row(name, *cells)
     return table
 
 
-def distillation_table(found: Mapping[str, Any]) -> Table:
-    """What `single.distill` came to, with the curve of its loss."""
+def distillation_table(result: Mapping[str, Any]) -> Table:
+    """The loss before and after, with its curve, from the result of `exporting.one_model.distill`."""
     table = Table.grid(padding=(0, 2))
-    if found["steps"]:
-        table.add_row("loss before", f"{found['before']:.4f}")
-        table.add_row("loss after", f"{found['after']:.4f}")
-        table.add_row("by step", _curve([loss for _, loss in found["loss"]]))
-    table.add_row("steps", f"{found['steps']}, {found['tokens']:,} tokens, {found['seconds']:.1f} s")
+    if result["steps"]:
+        table.add_row("loss before", f"{result['before']:.4f}")
+        table.add_row("loss after", f"{result['after']:.4f}")
+        table.add_row("by step", _curve([loss for _, loss in result["loss"]]))
+    table.add_row("steps", f"{result['steps']}, {result['tokens']:,} tokens, {result['seconds']:.1f} s")
     return table
 
 
-_LEVELS = "▁▂▃▄▅▆▇█"
+_LEVELS = "▁▂▃▄▅▆▇█"  # the blocks of a curve, from the lowest value to the highest
 
 
 def _curve(values: Sequence[float], width: int = 60) -> str:
-    """Values as a line of blocks, its highest and lowest beside it."""
+    """Values as a line of at most `width` blocks, with the highest and the lowest value beside it."""
     count = min(len(values), width)
     parts = [values[at * len(values) // count : (at + 1) * len(values) // count] for at in range(count)]
     means = [statistics.fmean(part) for part in parts]
@@ -130,7 +133,7 @@ def _curve(values: Sequence[float], width: int = 60) -> str:
 
 
 def scores_table(tasks: dict[str, float], climbed: dict[str, float]) -> Table:
-    """The scores of one model."""
+    """The scores of one model: the reported and the climbed metric of each task."""
     table = Table()
     table.add_column("task")
     table.add_column("metric", justify="right")
@@ -163,10 +166,10 @@ def certificate_table(certificate: Certificate) -> Table:
     return table
 
 
-def plan_table(found: Mapping[str, Any]) -> Table:
-    """What an experiment comes to: the rows of `plan_json`, and others."""
+def plan_table(plan: Mapping[str, Any]) -> Table:
+    """A table of names and values, such as those of `summary.plan_json`."""
     table = Table.grid(padding=(0, 2))
-    for key, value in found.items():
+    for key, value in plan.items():
         told = ("yes" if value else "no") if isinstance(value, bool) else value
         table.add_row(key.replace("_", " "), f"{told:,}" if isinstance(told, int) else str(told))
     return table

@@ -1,7 +1,7 @@
 """Whether a model's answers are cut off more or less often than those of others.
 
-An answer cut off at its greatest length is mostly wrong, so a model may gain by shorter answers alone. Where models
-differ in how many of their answers were cut off, by Fisher's exact test (1935), a warning says so.
+An answer that is cut off at its greatest length is mostly wrong, so a model may gain by shorter answers alone.
+Where models differ in how many of their answers were cut off, by Fisher's exact test (1935), a warning says so.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from scipy import stats
 
 from evomerge.scoring.reports import Report
 
-NOTICEABLE = 0.01  # share of the answers: a smaller difference in truncation is passed over
+NOTICEABLE = 0.01  # a difference in truncation by a smaller share of the answers is passed over
 
-_LEVEL = 0.05
+_LEVEL = 0.05  # the p-value below which a difference is beyond chance
 
 
 def truncation_warnings(name: str, report: Report, others: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
@@ -22,7 +22,7 @@ def truncation_warnings(name: str, report: Report, others: Mapping[str, Mapping[
 
     Args:
         name, report: the model's name and report.
-        others: model -> task -> truncated answers, over the same documents.
+        others: name of a model -> task -> the number of its truncated answers, over the same documents.
     """
     warnings = []
     for task, result in report.tasks.items():
@@ -43,8 +43,12 @@ def truncation_warnings(name: str, report: Report, others: Mapping[str, Mapping[
 def truncation_differs(first: int, second: int, answers: int) -> bool:
     """Whether two models' counts of truncated answers, of `answers` each, differ noticeably and beyond chance.
 
-    Fisher's exact test takes the answers as independent, where the documents are the same: that makes it slower to
-    warn, never faster.
+    Fisher's exact test takes the answers as independent, although the documents are the same. That makes it slower
+    to warn, never faster.
+
+    Args:
+        first, second: how many answers of each model were truncated.
+        answers: how many answers each model gave.
     """
     if abs(first - second) < max(NOTICEABLE * answers, 1):
         return False

@@ -1,7 +1,7 @@
 """A search without waiting: a free worker never waits for the last candidate of a generation.
 
-Candidates are ranked within the generation that they were asked for in. Results enter in the order in which they
-come; the log keeps that order, and is replayed in it.
+A candidate is ranked within the generation for which it was asked. Results enter in the order in which they come;
+the log keeps that order, and a resumed search replays the log in it.
 """
 
 from __future__ import annotations
@@ -16,31 +16,35 @@ from evomerge.searching.host import Assignment, Line
 from evomerge.searching.lines import Context, check_proposals, line_of, searched
 from evomerge.searching.search import Search
 
-_STRIDE = 4 * reliability.MOST_BLOCKS  # blocks between two generations, which do not know of each other
+# Blocks from the first of one generation to the first of the next: fixed, for generations that are under way at the
+# same time do not know how many blocks the others take.
+_STRIDE = 4 * reliability.MOST_BLOCKS
 
 _Place = tuple[int, int]  # generation and slot
 
 
 def run_async(search: Search) -> None:
-    """Goes on until the budget is spent.
+    """Runs or resumes a search without waiting, until the budget is spent.
 
     Raises:
-        StudyError: as `Search.run`.
+        StudyError: for the reasons for which `search.Search.run` raises it.
     """
     _Stream(search).run()
 
 
 class _Stream:
-    """The generations under way, and what of them is finished."""
+    """The generations under way, and their finished lines."""
 
     def __init__(self, search: Search) -> None:
         self._search, self._host = search, search.host
+        # Of each generation under way, by its number: its context, its finished lines by slot, and its blocks.
         self._open: dict[int, Context] = {}
         self._lines: dict[int, dict[int, Line]] = {}
         self._blocks: dict[int, list[Chosen] | None] = {}
-        self._count = 0  # generations asked for
+        self._count = 0  # the number of generations that the sampler was asked for
 
     def run(self) -> None:
+        """Replays the log, evaluates until the budget is spent, and ends the search."""
         search = self._search
         under_way: dict[int, _Place] = {}
         for key, evaluation in self._host.evaluate(self._assignments(self._replayed(), under_way)):
@@ -54,11 +58,15 @@ class _Stream:
         search.finish(self._count)
 
     def _replayed(self) -> list[_Place]:
-        """Asks and tells in the order of the log. Returns what was asked for and has no result."""
+        """Asks and tells the sampler in the order of the log.
+
+        Returns:
+            The places of the candidates that were asked for and have no line in the log.
+        """
         log = searched(self._host.log())
         asked_at = {line.generation: line.log_length_when_asked for line in log}
         last = max(asked_at, default=-1)
-        # A generation of which nothing is in the log is asked for with the next one that something is there of.
+        # A generation without a line in the log is asked for together with the next one that has a line.
         for number in range(last, -1, -1):
             asked_at.setdefault(number, asked_at.get(number + 1, 0))
         waiting = list(range(last + 1))
@@ -78,7 +86,7 @@ class _Stream:
         ]
 
     def _ask(self, number: int, log_length: int) -> bool:
-        """Opens a generation; False where the sampler has to wait."""
+        """Asks the sampler for a generation and opens it. Returns False where the sampler has to wait."""
         asked = self._search.sampler.ask(number)
         if not asked.genomes:
             return False
@@ -90,7 +98,12 @@ class _Stream:
         return True
 
     def _assignments(self, pending: list[_Place], under_way: dict[int, _Place]) -> Iterator[Assignment | None]:
-        """Assignments as workers become free for them. under_way: key -> place, of those not finished."""
+        """Makes an assignment whenever a worker is free; None says that the sampler has to wait for a result.
+
+        Args:
+            pending: places that were asked for before.
+            under_way: is filled in: key of an assignment -> its place, until it is finished.
+        """
         for key in itertools.count():
             while not pending:
                 if not self._has_room(len(under_way)):
@@ -108,7 +121,7 @@ class _Stream:
             yield Assignment(key, asked.genomes[slot], chosen, asked.gradient)
 
     def _next_generation(self) -> list[_Place]:
-        """The places of a new generation; none where the sampler has to wait."""
+        """The places of a new generation; [] where the sampler has to wait."""
         number = self._count
         if not self._ask(number, len(searched(self._host.log()))):
             return []
@@ -117,13 +130,17 @@ class _Stream:
         return [(number, slot) for slot in range(size)]
 
     def _has_room(self, under_way: int) -> bool:
+        """Whether the budget has room for one candidate besides so many under way."""
         return self._host.room(under_way + 1, begun=False, reserve=self._search.reserve) > under_way
 
     def _enter(self, line: Line, *, new: bool = False) -> None:
-        """Takes a result in; tells the sampler of a generation that is complete.
+        """Takes in a line of the log. If its generation is complete with it, tells the sampler of the generation.
+
+        Args:
+            new: whether the line was evaluated now, and not replayed.
 
         Raises:
-            StudyError: the generation failed whole, and the result is new.
+            StudyError: the line is new, and every candidate of its generation failed.
         """
         lines = self._lines[line.generation]
         lines[line.slot] = line

@@ -1,4 +1,7 @@
-"""Which documents a generation is scored on: all, those kept apart, or some blocks of the others."""
+"""Which documents a generation is scored on: all, those kept apart, or some blocks of the others.
+
+`documents.Documents` holds the blocks; a `Batches` remembers which of them comes next.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ class Batches:
         adapt: whether the number of blocks follows how well they rank the candidates.
 
     Attributes:
-        pace: how many blocks the next generation gets.
+        pace: decides how many blocks the next generation gets.
     """
 
     def __init__(self, documents: Documents, *, fresh: bool, adapt: bool) -> None:
@@ -27,11 +30,11 @@ class Batches:
         self._same: list[Chosen] | None = None
 
     def skip_to(self, block: int) -> None:
-        """The next generation's documents begin with this block."""
+        """Lets the documents of the next generation begin with this block."""
         self._next_block = block
 
     def blocks(self, asked: Generation) -> list[Chosen] | None:
-        """The blocks of a generation; None where it is scored on all documents, or on those kept apart, at once."""
+        """The blocks of a generation; None where it is scored at once, on all documents or on those kept apart."""
         if self._documents.batch is None or asked.select:
             return None
         if not self._fresh:
@@ -41,7 +44,7 @@ class Batches:
         return [self._documents.draw(number) for number in range(first, first + count)]
 
     def chosen(self, asked: Generation, blocks: list[Chosen] | None) -> Chosen | None:
-        """The documents of a generation that has these blocks; None for all documents."""
+        """The documents of a generation whose blocks are these; None for all documents."""
         if blocks is not None:
             return union(blocks)
         return self._documents.select() if asked.select and self._documents.selecting else None
@@ -52,6 +55,7 @@ class Batches:
         return self.chosen(asked, blocks)
 
     def _same_for_all(self) -> list[Chosen]:
+        """The blocks of every generation, where all generations see the same documents."""
         if self._same is None:
             self._same = [self._documents.draw(number) for number in range(reliability.BLOCKS)]
         return self._same

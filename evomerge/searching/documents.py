@@ -2,10 +2,11 @@
 
 Within a generation only the ranking of the candidates matters, and the mean of a generation says better where to go
 than any one candidate does. So all candidates of a generation see the same few documents, in blocks, and each
-generation sees fresh ones; the number of blocks follows how well they rank the candidates. Some documents are kept
-apart: on growing numbers of them the candidate that the search holds to be best is compared with the incumbent.
+generation sees fresh ones. The number of blocks follows how well they rank the candidates (`reliability.py`).
+Some documents are kept apart. On a growing number of them the candidate that the search holds to be best is
+compared with the incumbent (`incumbent.py`).
 
-Everything here is a pure function of the seed and of what the log holds.
+Everything here is a pure function of the seed and of the log.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from evomerge.searching.objective import Objective, Scores
 from evomerge.searching.reliability import BLOCKS
 from evomerge.searching.samplers import generator
 
-BATCH = 24  # documents of a candidate
-SELECT = 0.25  # share of the documents kept apart
-ENOUGH = 6  # times the batch: where a fitness has fewer documents, every candidate sees all of them
-_APART = 1 << 64  # of its seeds from the samplers'
+BATCH = 24  # documents of a candidate, where the batch is `auto`
+SELECT = 0.25  # share of the documents that is kept apart, where `select` is `auto`
+ENOUGH = 6  # with fewer documents than so many batches, every candidate sees all of them
+_APART = 1 << 64  # is added to the seed, so that documents are not drawn from the samplers' own streams
 
 Chosen = dict[str, list[int]]  # entry -> ids of its documents, ascending
 
@@ -33,13 +34,14 @@ class Fidelity(Strict):
     """Which documents are spent on which candidate. Each rule can be switched off by its name.
 
     Attributes:
-        batch: documents of each candidate, the same for all of a generation and fresh each generation; `all` scores
-            every candidate on all; `auto` is 24 for samplers that compare within a generation, where there are at
-            least six times as many, else `all`.
-        adapt: let the number of documents follow how reliably they rank a generation.
-        select: the share of the documents kept apart, on which what the search holds to be best is compared with
-            the best before it; `auto` is a quarter, and nothing where every candidate sees all.
-        final: score the winner on all documents in the end, for the tables.
+        batch: how many documents each candidate is scored on. All candidates of a generation get the same ones, and
+            each generation fresh ones. `all` scores every candidate on all documents. `auto` is 24 for samplers
+            that compare within a generation, where there are at least six times as many documents; else `all`.
+        adapt: whether the number of documents follows how reliably they rank a generation.
+        select: the share of the documents that is kept apart, in [0, 0.9]. On them the candidate that the search
+            holds to be best is compared with the best before it. `auto` is a quarter, and 0 where every candidate
+            sees all documents.
+        final: whether the winner is scored on all documents in the end, for the tables.
     """
 
     batch: Literal["auto", "all"] | Annotated[int, Field(ge=2)] = "auto"
@@ -50,6 +52,7 @@ class Fidelity(Strict):
     @model_validator(mode="before")
     @classmethod
     def _without_racing(cls, data: Any) -> Any:
+        """Refuses the key `race` of earlier versions where it is on, and drops it where it is off."""
         if not isinstance(data, Mapping) or "race" not in data:
             return data
         if data["race"]:
@@ -57,9 +60,11 @@ class Fidelity(Strict):
         return {key: value for key, value in data.items() if key != "race"}
 
     def mini_batch(self, documents: int, *, fresh: bool) -> int | None:
-        """Documents of a candidate; None for all of them.
+        """How many documents each candidate is scored on; None for all of them.
 
-        documents: how many there are. fresh: whether the sampler compares within a generation.
+        Args:
+            documents: the number of documents that there are.
+            fresh: whether the sampler compares within a generation, so that each may have fresh documents.
         """
         if self.batch == "all":
             return None
@@ -72,12 +77,12 @@ class Documents:
     """The search documents in blocks, and those kept apart.
 
     Args:
-        objective: its entries have the documents; their shares say how many of a block are each entry's.
-        batch: documents of a candidate; None for all.
-        select: the share kept apart; of each entry at least one document serves the search.
+        objective: its entries have the documents, and the shares of the entries divide a block among them.
+        batch: how many documents each candidate is scored on; None for all.
+        select: the share that is kept apart, in [0, 0.9]. Each entry leaves at least one document to the search.
 
     Attributes:
-        block: documents of a block, over all entries.
+        block: the number of documents in a block, over all entries.
         selecting: the number of documents kept apart.
     """
 
@@ -93,7 +98,7 @@ class Documents:
             min(max(round(size * share), 1), len(pool))
             for share, pool in zip(objective.shares.values(), self._search, strict=True)
         ]
-        self._epochs: dict[int, tuple[int, np.ndarray]] = {}  # of each entry, the last that was drawn from
+        self._epochs: dict[int, tuple[int, np.ndarray]] = {}  # entry -> the last epoch drawn from, and its order
         self.block = sum(self._quotas)
         self.selecting = sum(kept)
 
@@ -103,13 +108,14 @@ class Documents:
         return self._objective.documents - self.selecting
 
     def draw(self, number: int) -> Chosen:
-        """Block `number` of an endless row: each document once, in a random order, then again in another."""
+        """The block of that number in an endless row: all documents in a random order, then again in another."""
         return {
             name: self._run(at, number * quota, quota)
             for at, (name, quota) in enumerate(zip(self._objective.sizes, self._quotas, strict=True))
         }
 
     def _run(self, at: int, start: int, count: int) -> list[int]:
+        """The ids, ascending, at `count` places of an entry's endless row from `start` on."""
         pool = self._search[at]
         ids: set[int] = set()
         for epoch in range(start // len(pool), (start + count - 1) // len(pool) + 1):
@@ -119,14 +125,18 @@ class Documents:
         return sorted(ids)
 
     def _order(self, at: int, epoch: int) -> np.ndarray:
-        """An entry's documents in the order of an epoch."""
+        """The ids of an entry's documents in the order of an epoch, int64 (documents,)."""
         if self._epochs.get(at, (-1,))[0] != epoch:
             pool = self._search[at]
             self._epochs[at] = epoch, pool[_stream(self._seed, 2, at, epoch).permutation(len(pool))]
         return self._epochs[at][1]
 
     def select(self, share: float = 1.0) -> Chosen:
-        """The first part of the documents kept apart; a larger share holds the smaller ones."""
+        """The first part of the documents kept apart. A larger share holds every smaller one.
+
+        Args:
+            share: of each entry's documents kept apart, in [0, 1]; at least one document is chosen.
+        """
         return {
             name: sorted(int(id_) for id_ in pool[: max(round(share * len(pool)), 1)])
             for name, pool in zip(self._objective.sizes, self._select, strict=True)
@@ -135,16 +145,22 @@ class Documents:
 
 
 def _stream(seed: int, *counters: int) -> np.random.Generator:
+    """A generator that is keyed by a seed and counters."""
     return generator(seed + _APART, *counters)
 
 
 def union(blocks: Sequence[Chosen]) -> Chosen:
-    """The documents of several blocks together."""
+    """The documents of one or more blocks together, each once."""
     return {name: sorted({id_ for block in blocks for id_ in block[name]}) for name in blocks[0]}
 
 
 def block_values(objective: Objective, blocks: Sequence[Chosen], scores: Scores) -> tuple[float, ...]:
-    """The value on each block, from the scores on the union of the blocks."""
+    """The value on each block.
+
+    Args:
+        scores: entry -> the scores of its documents in the union of the blocks, float64 (documents,), in the order
+            of their ids.
+    """
     places = {name: {id_: at for at, id_ in enumerate(ids)} for name, ids in union(blocks).items()}
     return tuple(
         objective.value({name: scores[name][[places[name][id_] for id_ in ids]] for name, ids in block.items()})

@@ -1,6 +1,6 @@
 """What a search asks of its host, and the lines that the host logs.
 
-A host evaluates genomes and keeps the log. A study is one; `maximize` brings another, for a fitness of one's own.
+A host evaluates genomes and keeps the log. A study is a host; `maximize` brings another for a fitness of one's own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from evomerge.searching.documents import Chosen
 from evomerge.searching.spaces.genes import Genome
 
-# The first three are a search's own. The others are of a study's second phase, which a search does not see.
+# The first three are the roles of a search. The others belong to the second phase of a study, which no search sees.
 Role = Literal["search", "select", "final", "elite", "trained", "parent", "control"]
 
 
@@ -24,7 +24,7 @@ class Assignment:
 
     Attributes:
         key: comes back with the evaluation.
-        documents: the documents to score; None for all.
+        documents: entry -> ids of the documents to score; None for all documents.
         gradient: whether the derivative of the value is wanted as well.
     """
 
@@ -40,10 +40,11 @@ class Evaluation:
 
     Attributes:
         scores: entry -> the score of each document, float64 (documents,), in the order of their ids.
-        value: the fitness where the host knows it; else it is the objective's value of the scores.
-        gradient: coordinate -> derivative of the value.
-        reason: why there is no score.
-        source: the host's own record of it.
+        value: the value, which counts where all documents were scored. Where some were, the search computes the
+            value from the scores.
+        gradient: coordinate -> derivative of the value; None where it was not asked for.
+        reason: why there is no score; None if there is one.
+        source: the host's own record of the evaluation, which the search hands back with the line.
     """
 
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -58,21 +59,22 @@ class Line:
     """A finished candidate, as far as a search needs to know it.
 
     Attributes:
-        generation, slot: its place in the search.
+        generation, slot: the number of its generation, and its place in the generation.
         value: the fitness that the sampler climbs; None if the candidate failed.
-        role: `search`: asked for by the sampler, on the documents of its generation. `select`: compared with the
-            incumbent, on documents that no search candidate sees. `final`: the winner, on all documents. The other
-            roles are of the second phase, all on all documents: `elite`, one of the best of the search; `trained`,
-            the same after the training operators; `parent`; `control`, the best parent after the same training.
+        role: `search`: the sampler asked for it, and it was scored on the documents of its generation. `select`: it
+            was compared with the incumbent, on documents that no search candidate sees. `final`: it is the winner,
+            scored on all documents. The other roles belong to the second phase, which scores on all documents:
+            `elite`, one of the best of the search; `trained`, an elite after the training operators; `parent`, the
+            base or an expert; `control`, the best parent after the same training.
         objectives: the climbed mean of each entry, in the order of the fitness.
-        blocks: the value on each block of documents, one behind the other; () where all were scored at once.
-        all_documents: whether all search documents were scored, so that the value compares with any other's.
-        incumbent: whether it was the best known from then on, of those compared.
+        blocks: the value on each block of documents, in their order; () where all documents were scored at once.
+        all_documents: whether all search documents were scored, so that the value compares with any other such one.
+        incumbent: whether the search held it to be the best from then on.
         log_length_when_asked: how many search candidates the log held when its generation was asked for.
         gradient: coordinate -> derivative of the value; None where it was not asked for.
         documents: how many document evaluations it took.
-        reason: why it failed.
-        evaluation: what it was made from; None where the line comes from the log.
+        reason: why it failed; None if it did not.
+        evaluation: the evaluation that the line was made from; None where the line comes from the log.
     """
 
     generation: int
@@ -106,18 +108,25 @@ class Host(Protocol):
         """All lines of the search in the log, in order."""
 
     def evaluate(self, assignments: Iterable[Assignment | None]) -> Iterator[tuple[int, Evaluation]]:
-        """Evaluates genomes; (key, evaluation) of each comes in any order. The next assignment is taken when there
-        is room for it. None among them says that there is no other before some evaluation is known."""
+        """Evaluates genomes, and yields the key and the evaluation of each, in any order.
+
+        Args:
+            assignments: the next one is taken when a worker is free for it. None says that there is no other before
+                some evaluation is known.
+        """
 
     def keep(self, line: Line) -> Line:
         """Appends the line and returns it as it reads back from disk, with its evaluation, so that a sampler learns
         the same from a new line as from a replayed one."""
 
     def room(self, wanted: int, *, begun: bool, reserve: Reserve) -> int:
-        """How many of so many candidates of a generation the budget still has room for.
+        """How many of the wanted candidates of a generation the budget still has room for, from 0 to `wanted`.
 
-        begun: whether some of the generation are in the log. reserve: what must remain.
+        Args:
+            wanted: how many candidates the generation asks for.
+            begun: whether candidates of the generation are in the log already.
+            reserve: the part of the budget that must remain.
         """
 
     def begin(self, generation: int, size: int) -> None:
-        """Is told that a generation of so many candidates begins."""
+        """Is told that a generation begins, and how many candidates it has."""

@@ -1,4 +1,4 @@
-"""What a sampler is told of its generations, and when a search must stop because candidates fail."""
+"""What a sampler is told of its generations, and when a search stops because its candidates fail."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from evomerge.searching.lines import failed_whole, scores_again
 from evomerge.searching.objective import Objective
 from evomerge.searching.samplers import Generation, Result, Sampler, SamplerModule
 
-_HOPELESS = 4  # candidates that failed one after the other, in generations that failed whole: the search stops
+# A search stops after so many candidates in a row that failed, in generations of which every candidate failed.
+_HOPELESS = 4
 
-_Row = tuple[float, tuple[float, ...]]  # a value, and its objectives
+_Row = tuple[float, tuple[float, ...]]  # the value of a candidate, and its objectives
 
 
 class Lessons:
-    """Tells a sampler what became of its generations.
+    """Tells a sampler what became of the candidates that it proposed, generation by generation.
 
     Args:
         module: the sampler's module.
-        several: whether each entry is an objective of its own.
+        several: whether each entry of the fitness is an objective of its own.
 
     Attributes:
-        last: the generation that was told last.
-        spent: document evaluations since `spent` was last set to 0.
+        last: the lines of the last generation that was told and did not fail whole.
+        spent: document evaluations since the last look at the incumbent, which sets it to 0.
     """
 
     def __init__(
@@ -43,13 +44,13 @@ class Lessons:
         self._objective, self._batches, self._several = objective, batches, several
         self.last: list[Line] = []
         self.spent = 0
-        self._worst: _Row | None = None  # value and objectives, of all that was scored
-        self._failures = 0
+        self._worst: _Row | None = None  # the lowest value, and the lowest of each objective, so far
+        self._failures = 0  # candidates that failed since the last one that was scored
 
     def learn(self, number: int, asked: Generation, lines: list[Line]) -> None:
-        """Tells the sampler of a generation.
+        """Tells the sampler of a generation. A failed candidate counts like the worst one of its generation.
 
-        It is not told of a large generation that failed whole, whose failure was not that of its candidates.
+        Where all candidates of a large generation failed, the cause was not the candidates, and nothing is told.
         """
         if all(line.value is None for line in lines):
             self._failures += len(lines)
@@ -66,20 +67,22 @@ class Lessons:
         """Checks that it makes sense to go on after a generation that is new in the log.
 
         Raises:
-            StudyError: the generation failed whole, and nothing was scored before it, or too much has failed.
+            StudyError: every candidate of the generation failed, and nothing was scored before, or too many
+                candidates have failed in a row.
         """
         failed = all(line.value is None for line in lines)
         if failed and (self._worst is None or self._failures + len(lines) >= _HOPELESS):
             raise failed_whole(lines)
 
     def _see(self, asked: Generation, lines: Sequence[Line]) -> None:
-        """Lets the number of blocks follow how well they ranked a generation."""
+        """Lets the number of blocks of later generations follow how well the blocks ranked this one."""
         longest = max(len(line.blocks) for line in lines)
         rows = [line.blocks for line in lines if line.blocks and len(line.blocks) == longest]
         if self._module.FRESH_DOCUMENTS and not asked.select and len(rows) > 1 and asked.effort == 1:
             self._batches.pace.see(np.array(rows))
 
     def _results(self, asked: Generation, lines: Sequence[Line]) -> list[Result]:
+        """What the sampler is told of each line. Not all of them failed."""
         rows = {
             line.slot: (line.value, line.objectives if self._several else (line.value,))
             for line in lines
@@ -96,7 +99,7 @@ class Lessons:
         ]
 
     def _document_scores(self, asked: Generation, lines: Sequence[Line]) -> dict[int, np.ndarray]:
-        """Slot -> the score of each document; those of lines from the log are evaluated again."""
+        """Slot -> the score of each document, float64 (documents,). Lines from the log are evaluated again."""
         finished = {line.slot: line for line in lines if line.value is not None}
         scores = {slot: line.evaluation.scores for slot, line in finished.items() if line.evaluation is not None}
         chosen = self._batches.chosen_again(asked)

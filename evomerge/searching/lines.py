@@ -1,4 +1,4 @@
-"""Lines of the log: how one is made of an evaluation, and what a search checks of those in the log."""
+"""Lines of the log: how an evaluation becomes a line, and how a search checks the lines that the log has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from evomerge.searching.objective import Objective
 from evomerge.searching.samplers import Generation
 from evomerge.searching.spaces.genes import Genome
 
-BACKWARD = 3  # what a document costs where its gradient is wanted: the backward pass counts as two forward passes
+# Document evaluations that a document with its gradient counts as: a backward pass is worth two forward passes.
+BACKWARD = 3
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Context:
     """A generation under way.
 
     Attributes:
+        number: the generation's number, from 0.
+        asked: the genomes that are to be evaluated, with the sampler's wishes for them.
         log_length: how many search candidates the log held when the generation was asked for.
     """
 
@@ -40,8 +43,10 @@ def line_of(
     """The line of the log that an evaluation makes.
 
     Args:
-        blocks: the blocks of documents that the candidate was scored on, if it was in blocks.
-        chosen: the documents that it was scored on; None for all.
+        context: the generation of the candidate.
+        slot: the candidate's place in it.
+        blocks: the blocks of documents that the candidate was scored on; None where it was not scored in blocks.
+        chosen: the documents that the candidate was scored on; None for all.
     """
     gradient = context.asked.gradient
     value: float | None = None
@@ -68,18 +73,22 @@ def line_of(
 
 
 def searched(log: Sequence[Line]) -> list[Line]:
-    """The lines of candidates that the sampler asked for."""
+    """The lines of the candidates that the sampler asked for: those of the role `search`."""
     return [line for line in log if line.role == "search"]
 
 
 def best_genome(lines: Sequence[Line]) -> Genome | None:
-    """The genome of highest value, the first of equals; None if all failed."""
+    """The genome of the highest value, that of the lowest slot among equals; None if all failed."""
     finished = [line for line in lines if line.value is not None]
     return max(finished, key=lambda line: (line.value, -line.slot)).genome if finished else None
 
 
 def check_proposals(known: Sequence[Line], genomes: Sequence[Genome]) -> None:
-    """Checks that the log holds what the sampler proposes.
+    """Checks that the log holds what the sampler proposes for a generation.
+
+    Args:
+        known: lines of the generation in the log.
+        genomes: what the sampler proposes.
 
     Raises:
         StudyError: a line of the log has another genome.
@@ -94,10 +103,10 @@ def check_proposals(known: Sequence[Line], genomes: Sequence[Genome]) -> None:
 
 
 def check_nothing_after(log: Sequence[Line], number: int) -> None:
-    """Checks that nothing would be added to a generation that others in the log came after.
+    """Checks that the log has no later generation than the one to which a line is to be added.
 
     Raises:
-        StudyError: the log is not of this search.
+        StudyError: it has one, so that the log belongs to another search.
     """
     if any(line.generation > number for line in searched(log)):
         raise StudyError(
@@ -107,17 +116,22 @@ def check_nothing_after(log: Sequence[Line], number: int) -> None:
 
 
 def failed_whole(lines: Sequence[Line], which: str = "") -> StudyError:
-    """The error that says why every candidate failed. which: the candidates; a generation's by default."""
+    """The error that says why every candidate failed, with at most three reasons.
+
+    Args:
+        lines: at least one line, all failed.
+        which: names the candidates; by default it is the candidates of the first line's generation.
+    """
     reasons = sorted({line.reason or "" for line in lines})
     which = which or f"all {len(lines)} candidates of generation {lines[0].generation}"
     return StudyError(f"{which} failed:\n" + "\n".join(f"  {reason}" for reason in reasons[:3]))
 
 
 def scores_again(evaluation: Evaluation) -> Evaluation:
-    """An evaluation of a genome that has a score in the log already.
+    """Returns the new evaluation of a genome that the log has a score of.
 
     Raises:
-        StudyError: this time it has none.
+        StudyError: this time the evaluation failed.
     """
     if evaluation.reason is not None:
         raise StudyError(f"a candidate in the log cannot be scored again: {evaluation.reason}")

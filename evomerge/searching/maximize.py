@@ -1,4 +1,4 @@
-"""A search for a fitness of one's own, without models."""
+"""A search for a fitness of one's own: a Python function, without models and without a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from evomerge.searching.samplers import Problem
 from evomerge.searching.search import Search
 from evomerge.searching.spaces.genes import Coordinate, Genome, initial
 
+# Is called with the document evaluations spent, all lines, and the genome that the sampler recommends.
 Watch = Callable[[int, Sequence[Line], "Genome | None"], None]
+# Is called with a genome and ids of documents, ascending; returns the score of each document.
 Evaluate = Callable[[Genome, Sequence[int]], "np.ndarray | Sequence[float]"]
 
 
@@ -25,8 +27,8 @@ class Maximum:
     """What `maximize` found.
 
     Attributes:
-        best: the genome that was held to be best in the end.
-        lines: all evaluations, in order. documents: how many document evaluations they took.
+        best: the genome that the search held to be best in the end.
+        lines: all evaluations, in order.
     """
 
     best: Genome
@@ -34,11 +36,18 @@ class Maximum:
 
     @property
     def documents(self) -> int:
+        """How many document evaluations the search took."""
         return sum(line.documents for line in self.lines)
 
 
 class _Memory:
-    """A host in memory. candidates, budget: where the search ends, in candidates and in document evaluations."""
+    """A host that evaluates a Python function and keeps the log in memory.
+
+    Args:
+        documents: the number of documents that there are.
+        candidates, budget: the search ends after so many candidates, or document evaluations; may be infinite.
+        watch: is called before each generation but the first.
+    """
 
     def __init__(
         self, evaluate: Evaluate, documents: int, candidates: float, budget: float, watch: Callable[[], None]
@@ -96,19 +105,24 @@ def maximize(
 ) -> Maximum:
     """Searches the maximum of a fitness of one's own, with the samplers and the mini-batches of a study.
 
-        found = maximize(lambda genome, ids: scores[ids], coordinates, documents=1000, budget=10_000)
+        maximum = maximize(lambda genome, ids: scores[ids], coordinates, documents=1000, budget=10_000)
 
     Args:
-        evaluate: (genome, ids of documents, ascending) -> the score of each, more is better.
-        documents: how many there are; the fitness is the mean over them.
-        options: the sampler's.
-        candidates, budget: it ends after so many candidates, or document evaluations; give at least one.
-        starts: points to look at first; the coordinates' `init` by default.
-        watch: is told before each generation, and at the end, of the document evaluations spent, all lines, and
-            what the sampler recommends.
+        evaluate: (genome, ids of documents, ascending) -> the score of each document, float (ids,); more is better.
+            A genome with a score that is not finite counts as failed.
+        coordinates: what a genome consists of.
+        documents: the number of documents; the fitness is the mean score over all of them.
+        sampler, options: the sampler's name, and its options.
+        fidelity: which documents are spent on which candidate; the rules of a study by default.
+        candidates, budget: the search ends after so many candidates, or document evaluations; give at least one.
+        starts: the genomes to look at first; that of the coordinates' `init` by default.
+        watch: is called before each generation, and at the end, with the document evaluations spent, all lines, and
+            the genome that the sampler recommends.
 
     Raises:
-        ConfigError: there is no such sampler. ValueError: no end is given. StudyError: nothing could be scored.
+        ConfigError: there is no such sampler.
+        ValueError: no end is given, or the sampler climbs gradients.
+        StudyError: nothing could be scored.
     """
     if candidates is None and budget is None:
         raise ValueError("give candidates or budget, or the search has no end")
@@ -117,18 +131,22 @@ def maximize(
     if choice.climbs_gradients:
         raise ValueError("gradients need a model: a fitness of one's own has no slope to give")
     problem = Problem(coordinates, seed, list(starts) or [initial(coordinates)])
-    made = module.make(problem, choice)
+    proposer = module.make(problem, choice)
 
     def progress() -> None:
-        watch(memory.spent, memory.lines, made.recommend())
+        watch(memory.spent, memory.lines, proposer.recommend())
 
     memory = _Memory(evaluate, documents, candidates or np.inf, budget or np.inf, progress)
     objective = Objective({_ONLY: documents})
-    Search(module, made, objective, seed, fidelity or Fidelity(), memory).run()
+    Search(module, proposer, objective, seed, fidelity or Fidelity(), memory).run()
     progress()
-    finished = [line for line in memory.lines if line.value is not None]
-    chosen = [line.genome for line in finished if line.incumbent]
-    if not chosen:
-        whole = [line for line in finished if line.all_documents]
-        chosen = [made.recommend() or max(whole or finished, key=lambda line: line.value or 0.0).genome]
-    return Maximum(chosen[-1], tuple(memory.lines))
+    return Maximum(_best(memory.lines, proposer.recommend()), tuple(memory.lines))
+
+
+def _best(lines: Sequence[Line], recommended: Genome | None) -> Genome:
+    """The last incumbent; else what the sampler recommends; else the genome of the highest value."""
+    finished = [line for line in lines if line.value is not None]
+    if incumbents := [line.genome for line in finished if line.incumbent]:
+        return incumbents[-1]
+    whole = [line for line in finished if line.all_documents]
+    return recommended or max(whole or finished, key=lambda line: line.value or 0.0).genome

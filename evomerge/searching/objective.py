@@ -17,7 +17,7 @@ class Difference:
 
     Attributes:
         mean: the weighted mean of the entries' mean differences.
-        error: its standard error, of documents drawn at random within each entry.
+        error: the standard error of `mean`, as if documents were drawn at random within each entry.
     """
 
     mean: float
@@ -27,12 +27,12 @@ class Difference:
 class Objective:
     """What a search climbs: the weighted mean of its entries' mean scores.
 
-    Entries without a score, of which no document was chosen, take no part: the weights of the others then count
+    An entry of which no document was chosen has no score and takes no part: then the weights of the others count
     alone.
 
     Args:
         sizes: entry of the fitness -> the number of its documents, in the order of the fitness.
-        weights: entry -> its weight; all weigh alike by default.
+        weights: entry -> its weight; all entries weigh alike by default.
 
     Attributes:
         shares: entry -> its share of the value; all shares add up to 1.
@@ -49,18 +49,18 @@ class Objective:
         return sum(self.sizes.values())
 
     def shares_among(self, names: Collection[str]) -> dict[str, float]:
-        """Entry -> its share of a value that these entries alone make up."""
+        """Entry -> its share of the value, where only these entries take part; the shares add up to 1."""
         weights = {name: weight for name, weight in self._weights.items() if name in names}
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
 
     def of_means(self, means: Mapping[str, float]) -> float:
-        """The value that these means of entries come to."""
+        """The value, from the mean score of each entry. Entries that are left out take no part."""
         named = {name: share for name, share in self.shares.items() if name in means}
         return float(sum(share * means[name] for name, share in named.items()) / sum(named.values()))
 
     def value(self, scores: Scores) -> float:
-        """The value that the scores of documents come to."""
+        """The value, from the scores of documents. Entries that are left out take no part."""
         return self.of_means({name: values.mean() for name, values in scores.items() if len(values)})
 
     def means(self, scores: Scores) -> tuple[float, ...]:
@@ -68,15 +68,21 @@ class Objective:
         return tuple(float(scores[name].mean()) for name in self.sizes if name in scores)
 
     def in_one_row(self, scores: Scores) -> np.ndarray:
-        """The scores of all documents, float64 (documents,), one entry behind the other."""
+        """The scores of all documents, float64 (documents,): one entry behind the other, as in the fitness."""
         return np.concatenate([scores[name] for name in self.sizes if name in scores])
 
     def difference(self, ours: Scores, theirs: Scores) -> Difference:
-        """The paired difference of two candidates' values over the same documents."""
+        """The value of our candidate minus that of theirs, paired document by document.
+
+        Args:
+            ours: the scores of our candidate.
+            theirs: the other candidate's scores of the same documents; it may have further entries.
+        """
         apart = {name: values - theirs[name] for name, values in ours.items()}
         return Difference(self.value(apart), self._error(apart))
 
     def _error(self, differences: Scores) -> float:
+        """The standard error of the weighted mean of the entries' mean differences."""
         named = {name: share for name, share in self.shares.items() if name in differences}
         total = sum(named.values())
         return math.sqrt(

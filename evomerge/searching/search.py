@@ -1,6 +1,6 @@
-"""The course of a search: ask, spend documents, tell, generation by generation.
+"""The course of a search, generation by generation: ask the sampler, evaluate, tell the sampler.
 
-A search knows nothing of models: a `host.Host` evaluates and keeps the log. What the log holds is told to the
+A search knows nothing of models: a `host.Host` evaluates and keeps the log. The lines of the log are told to the
 sampler again and not evaluated again, so that a search goes on where it stopped.
 """
 
@@ -19,18 +19,23 @@ from evomerge.searching.objective import Objective
 from evomerge.searching.samplers import Generation, Sampler, SamplerModule
 from evomerge.searching.spaces.genes import Genome
 
-_LOOKS_AT_THE_END = 2  # at what the search holds to be best, and at the best known point
+_LOOKS_AT_THE_END = 2  # one at the candidate that the search holds to be best, one at the best known point
 
 
 class Search:
     """A search under way.
 
     Args:
-        module: the sampler's module.
-        several: whether each entry is an objective of its own.
+        module: the sampler's module, whose flags say what the sampler needs.
+        sampler: proposes the genomes.
+        objective: the value to climb, bound to the documents.
+        seed: the seed of the documents that each generation sees.
+        fidelity: which documents are spent on which candidate.
+        host: evaluates genomes, and keeps the log.
+        several: whether each entry of the fitness is an objective of its own.
 
     Attributes:
-        batches, incumbent, lessons: its parts, which `asynchronous.run_async` uses as well.
+        batches, incumbent, lessons: the parts of a search, which `asynchronous.run_async` uses as well.
     """
 
     def __init__(
@@ -55,7 +60,7 @@ class Search:
 
     @property
     def reserve(self) -> Reserve:
-        """What the end of the search takes: the last looks, and the winner's score on all documents."""
+        """What the end of the search takes: the last looks, and scoring the winner on all documents."""
         if self.documents.batch is None:
             return Reserve()
         looks = _LOOKS_AT_THE_END if self.documents.selecting else 0
@@ -63,7 +68,7 @@ class Search:
         return Reserve(looks + self.fidelity.final, rest + looks * self.documents.selecting)
 
     def run(self) -> None:
-        """Goes on, generation by generation, until the budget is spent.
+        """Runs or resumes the search, generation by generation, until the budget is spent.
 
         Raises:
             StudyError: every candidate of a generation failed, or the sampler does not propose what the log says,
@@ -86,11 +91,15 @@ class Search:
         self.finish(number)
 
     def finish(self, number: int) -> None:
-        """Ends the search after so many generations."""
+        """Ends the search after so many generations, with the last looks and the score of the winner."""
         self.incumbent.finish(number, final=self.fidelity.final)
 
     def too_small(self, size: int) -> str:
-        """What to say of a budget that has no room for the first so many candidates."""
+        """The message about a budget that has no room for the first generation.
+
+        Args:
+            size: how many candidates the search takes to begin with.
+        """
         reserve = self.reserve
         end = f" and {reserve.candidates} candidates and {reserve.documents} documents for its end"
         return (
@@ -99,7 +108,11 @@ class Search:
         )
 
     def _generation(self, number: int, asked: Generation) -> list[Line]:
-        """The lines of a generation's genomes; fewer, or none, where the budget ends."""
+        """The lines of a generation, from the log or evaluated now; fewer, or none, where the budget ends.
+
+        Raises:
+            StudyError: the log does not fit what the sampler asks for, or every candidate failed.
+        """
         known = [line for line in searched(self.host.log()) if line.generation == number]
         check_proposals(known, asked.genomes)
         if [line.slot for line in known] != list(range(len(known))):
@@ -121,8 +134,8 @@ class Search:
     def _room(self, genomes: Sequence[Genome], known: Sequence[Line]) -> int:
         """How many candidates of a generation are still to be evaluated.
 
-        In mini-batches a generation is whole or not begun, for the values of its candidates compare with each other
-        alone.
+        In mini-batches the values of a generation compare with each other alone, so a generation is either
+        evaluated whole or not begun.
         """
         left = len(genomes) - len(known)
         if self.documents.batch is None:
@@ -130,12 +143,15 @@ class Search:
         if known:
             return left
         end = self.reserve
-        look = 1 if self.documents.selecting else 0  # which may follow the generation
+        look = 1 if self.documents.selecting else 0  # a look at the incumbent may follow the generation
         room = self.host.room(left, begun=False, reserve=Reserve(end.candidates + look, end.documents))
         return 0 if room < left else room
 
     def _evaluated(self, context: Context, slots: Iterable[int], blocks: list[Chosen] | None) -> list[Line]:
-        """Evaluates slots on the same documents, and logs them in their order as they become known."""
+        """Evaluates the genomes of some slots on the same documents.
+
+        Lines are logged in the order of the slots, each as soon as those before it are known.
+        """
         asked = context.asked
         chosen = self.batches.chosen(asked, blocks)
         waiting = list(slots)

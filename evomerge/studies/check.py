@@ -1,4 +1,4 @@
-"""Scores one model folder, and checks an experiment's tasks, with the engine of the search."""
+"""Checks of an experiment before it runs: its workers on this machine, and its tasks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ def check_workers(plan: Plan) -> dict[str, Any]:
     """Checks that this machine has what the workers ask for, and plans where the checkpoints lie while they merge.
 
     Returns:
-        plain values: the workers, the residency with its bytes, and what a merge takes at the speed measured here.
+        Plain values: the workers, where the checkpoints lie, the bytes that this takes, whether they fit, and the
+        expected seconds of a merge at the speed of copying that is measured here.
 
     Raises:
-        WorkerError: this machine has not what they ask for.
+        WorkerError: this machine does not have what the workers ask for.
     """
     resources = plan_workers(plan.experiment.workers, cores(), torch.cuda.device_count())
     survey = plan.survey
-    found = placement.decide(
+    placed = placement.decide(
         survey.nbytes,
         plan.model_bytes,
         survey.largest * survey.nbytes // survey.parameters,
@@ -35,18 +36,19 @@ def check_workers(plan: Plan) -> dict[str, Any]:
         free=placement.room(resources.device),
     )
     torch.set_num_threads(resources.threads)
-    speed = placement.speed(found.kind, resources.device)
+    speed = placement.speed(placed.kind, resources.device)
     return {
         "workers": f"{resources.count} on {resources.device}, threads of each: {resources.threads}",
-        "residency": _RESIDENCIES[found.kind],
-        "memory_bytes": found.gpu_bytes or found.host_bytes,
-        "fits": found.fits,
-        "merge_bytes": found.merge_bytes,
+        "residency": _RESIDENCIES[placed.kind],
+        "memory_bytes": placed.gpu_bytes or placed.host_bytes,
+        "fits": placed.fits,
+        "merge_bytes": placed.merge_bytes,
         "copy_gigabytes_per_second": round(speed / 1e9, 1),
-        "expected_merge_seconds": float(f"{found.merge_bytes / speed:.2g}"),
+        "expected_merge_seconds": float(f"{placed.merge_bytes / speed:.2g}"),
     }
 
 
+# Where the checkpoints lie while they are merged, in words, by `placement.Placement.kind`.
 _RESIDENCIES = {
     "mapped": "memory-mapped files, one copy for all workers",
     "resident": "all on the GPU",
@@ -55,13 +57,14 @@ _RESIDENCIES = {
 
 
 def check_tasks(plan: Plan) -> tuple[dict[str, int], str | None]:
-    """Builds all tasks of an experiment, search and hold-out.
+    """Builds all tasks of an experiment, those of the search and those of the hold-out.
 
     Returns:
-        task -> number of documents; and what people should know of how they are scored, if anything.
+        Task -> the number of its documents; and a note on how they are scored, None where there is nothing to note.
 
     Raises:
-        ConfigError: a task or metric does not exist, or a hold-out document is a search document as well.
+        ConfigError: a task or metric does not exist, a hold-out document is a search document as well, or
+            a training text is one that candidates are scored by.
     """
     quiet()
     fitness = plan.experiment.fitness

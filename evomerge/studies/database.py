@@ -1,4 +1,4 @@
-"""The log of finished trials in SQLite or PostgreSQL."""
+"""The log of finished trials in a database: SQLite, PostgreSQL, or another one that Optuna takes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from evomerge.errors import StudyError
 from evomerge.files.writing import write_text
-from evomerge.studies.folder import DATABASE, EXPERIMENT, IN_SQLITE, SQLITE_URL, STORAGE_NAME
+from evomerge.studies.folder import DATABASE, EXPERIMENT, STORAGE_NAME
 from evomerge.studies.optuna_log import STUDY_NAME, in_order, open_study, undamaged
+from evomerge.studies.storage import IN_SQLITE, SQLITE_URL
 from evomerge.studies.trials import Trial
 
 _PATIENCE = 60  # seconds for which a writer waits for the readers of a database file
 _OPENED = "cannot be opened: {}; check `storage`, and that the database runs and lets you in"
 
-# What is read of Optuna's tables.
+# The tables and columns of Optuna that are read here.
 _STUDIES = table("studies", column("study_id"), column("study_name"))
 _TRIALS = table("trials", column("trial_id"), column("study_id"), column("state"))
 _ATTRIBUTES = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json"))
@@ -41,12 +42,15 @@ _ATTRIBUTES = table("trial_user_attributes", column("trial_id"), column("key"), 
 class Database:
     """A log in a database: STUDY/journal.db, another file, or a server.
 
-    In one outside of STUDY the study has a name of its own, with a random part. STUDY/storage_name keeps it, which
-    moves with the folder and is written when the study is in the database.
+    In a database outside of STUDY the study has a name of its own, with a random part. The file STUDY/storage_name
+    keeps that name. It is written once the study is in the database, and moves with the folder.
 
-    Optuna writes a trial in one transaction, so there are no torn ones. It does so again if the connection breaks
-    before the answer: a trial may be there twice, which is the same as once. Reading goes by the attributes alone:
-    through Optuna, which reads each parameter with its distribution, it takes ten times as long.
+    Optuna writes a trial in one transaction, so no trial is torn. If the connection breaks before the answer,
+    Optuna writes the trial again: a trial may be there twice, and counts once. Trials are read from their
+    attributes alone, without Optuna, which reads each parameter with its distribution and takes ten times as long.
+
+    Attributes:
+        mark: the path of the file that exists once the log is begun.
     """
 
     def __init__(self, folder: Path, storage: str) -> None:
@@ -56,10 +60,18 @@ class Database:
 
     @property
     def begun(self) -> bool:
+        """Whether the log exists, as far as the study's folder tells; it may be empty."""
         return self.mark.is_file()
 
     def open(self, objectives: Sequence[str]) -> optuna.Study:
-        """The Optuna study, made if the log is not begun."""
+        """The Optuna study, made if the log is not begun.
+
+        Args:
+            objectives: the names of its values; () for one value without a name.
+
+        Raises:
+            StudyError: the database cannot be opened, or the study that was in it is gone.
+        """
         name = self._name()
         if name and not self._inside:
             self._require(name)
@@ -75,19 +87,23 @@ class Database:
         return study
 
     def trials(self, study: optuna.Study | None) -> list[Trial]:
-        """All, read anew."""
+        """All trials in their order, read anew. The open study is not needed for it.
+
+        Raises:
+            StudyError: the database cannot be read, or a trial in it is damaged.
+        """
         name = self._name()
         with self._answering(_OPENED), self._connection() as connection:
-            number = self._find(connection, name)
+            number = self._study_number(connection, name)
             if number is None and self._inside:
-                return []  # killed before the study was in it
+                return []  # the process was killed before it put the study into the database
             if number is None:
                 raise self._lacks(name)
             with undamaged(self._where):
                 return in_order(_records(connection, number))
 
     def writing(self) -> AbstractContextManager[None]:
-        """Turns a database that does not take a trial into one clear line."""
+        """Turns the error of a database that does not take a trial into one clear line."""
         return self._answering("cannot be written: {}; what is finished is kept: go on with `evomerge resume`")
 
     def check(self) -> None:
@@ -97,16 +113,18 @@ class Database:
         if self._file and not self._file.exists():
             return
         with self._answering(_OPENED), self._connection() as connection:
-            self._find(connection, "")
+            self._study_number(connection, "")
 
     @cached_property
     def _url(self) -> sqlalchemy.URL:
+        """The database's address."""
         if self._inside:
             return sqlalchemy.URL.create("sqlite", database=str(self.mark))
         return _url(self._storage)
 
     @property
     def _file(self) -> Path | None:
+        """The database's file, if it is one."""
         return Path(self._url.database or "") if self._url.drivername == "sqlite" else None
 
     @property
@@ -123,14 +141,17 @@ class Database:
         return self.mark.read_text(encoding="utf-8").strip() if self.begun else ""
 
     def _new_name(self) -> str:
+        """A name that no other study in the database has: that of the folder, with a random part."""
         return f"{self.mark.absolute().parent.name[:100]}-{uuid.uuid4().hex[:12]}"
 
     def _require(self, name: str) -> None:
+        """Refuses a database that does not have the study of that name."""
         with self._answering(_OPENED), self._connection() as connection:
-            if self._find(connection, name) is None:
+            if self._study_number(connection, name) is None:
                 raise self._lacks(name)
 
     def _lacks(self, name: str) -> StudyError:
+        """The error that says that the database has no study of that name."""
         return StudyError(
             f"{self._where} has no study {name}: put `storage` in {self.mark.with_name(EXPERIMENT)} right, "
             f"or remove {self.mark} to begin a new log"
@@ -138,15 +159,15 @@ class Database:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlalchemy.Connection]:
-        """A connection that makes nothing."""
+        """A connection that makes neither a database nor a table."""
         if self._file and not self._file.is_file():
             raise StudyError(f"there is no database {self._file}; restore it, or start a new study")
         engine = sqlalchemy.create_engine(self._url, poolclass=sqlalchemy.NullPool)
         with engine.connect() as connection:
             yield connection
 
-    def _find(self, connection: sqlalchemy.Connection, name: str) -> int | None:
-        """The number of a study in the database, by its name."""
+    def _study_number(self, connection: sqlalchemy.Connection, name: str) -> int | None:
+        """The number that the database has for the study of a name; None if it has no such study."""
         if not sqlalchemy.inspect(connection).has_table(_STUDIES.name):
             return None
         query = sqlalchemy.select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name)
@@ -155,10 +176,13 @@ class Database:
 
     @contextmanager
     def _answering(self, sentence: str) -> Iterator[None]:
-        """Turns what database, driver and Optuna raise into one line without a password.
+        """Turns an error of the database, its driver or Optuna into one line without a password.
+
+        Args:
+            sentence: what went wrong, with {} for the reason.
 
         Raises:
-            StudyError: for any of them.
+            StudyError: for any such error.
         """
         try:
             yield
@@ -175,8 +199,8 @@ class Database:
 
 
 def _records(connection: sqlalchemy.Connection, study: int) -> Iterator[dict[str, Any]]:
-    """The attributes of our finished trials in a database, trial by trial."""
-    state = sqlalchemy.cast(_TRIALS.c.state, sqlalchemy.String(8))  # elsewhere an enumeration
+    """The attributes of each finished trial of a study that evomerge wrote, in the order of the trials."""
+    state = sqlalchemy.cast(_TRIALS.c.state, sqlalchemy.String(8))  # PostgreSQL and MySQL have an enumeration
     query = (
         sqlalchemy.select(_TRIALS.c.trial_id, _ATTRIBUTES.c.key, _ATTRIBUTES.c.value_json)
         .join_from(_TRIALS, _ATTRIBUTES, _TRIALS.c.trial_id == _ATTRIBUTES.c.trial_id)
@@ -190,10 +214,10 @@ def _records(connection: sqlalchemy.Connection, study: int) -> Iterator[dict[str
 
 
 def _url(storage: str) -> sqlalchemy.URL:
-    """The address in a `storage`, its environment variables filled in.
+    """The address that a `storage` gives, with its environment variables filled in.
 
     Raises:
-        StudyError: a variable is not set, or it is no URL.
+        StudyError: a variable is not set, or the text is no URL.
     """
     if storage.startswith(SQLITE_URL):
         return sqlalchemy.URL.create("sqlite", database=_filled(storage.removeprefix(SQLITE_URL), str))
@@ -208,7 +232,14 @@ def _url(storage: str) -> sqlalchemy.URL:
 
 
 def _filled(text: str, write: Callable[[str], str]) -> str:
-    """A text with its ${NAME} replaced by what is written for their values."""
+    """A text in which each ${NAME} is replaced by the value of that environment variable.
+
+    Args:
+        write: gives the text to put in for a value, such as the value quoted for a URL.
+
+    Raises:
+        StudyError: a variable is not set.
+    """
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
@@ -219,4 +250,5 @@ def _filled(text: str, write: Callable[[str], str]) -> str:
 
 
 def _quoted(text: str) -> str:
+    """A text as it is written inside of a URL."""
     return urllib.parse.quote(text, safe="")

@@ -1,8 +1,7 @@
-"""The experiment file."""
+"""The experiment file: its keys, its checks, and how it is read and written."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -24,11 +23,12 @@ from evomerge.searching.samplers import SamplerModule
 from evomerge.searching.spaces.genes import Genome
 from evomerge.searching.spaces.operator_genes import Operator, located
 from evomerge.searching.spaces.space import SearchSpace, parse_genome
+from evomerge.studies.storage import known_storage, resolve_storage
 from evomerge.studies.workers.resources import Auto, Workers
 
 
 class SamplerChoice(BaseModel):
-    """A sampler's name, and its options beside it."""
+    """The name of a sampler, with the sampler's options as further keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -62,7 +62,13 @@ class SamplerChoice(BaseModel):
 
 
 class Budget(Strict):
-    """When a study ends: at whichever limit comes first."""
+    """When a study ends: at whichever limit comes first.
+
+    Attributes:
+        candidates: the number of candidates.
+        documents: the number of document evaluations.
+        hours: the hours that the study has been running for, all sessions together.
+    """
 
     candidates: int | None = Field(default=None, ge=1)
     documents: int | None = Field(default=None, ge=1)
@@ -79,39 +85,32 @@ def _parse_sampler(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-_DATABASE = re.compile(r"(sqlite:///(?!:memory:).+|(postgresql|mysql)(\+[a-z0-9]+)?://.+)")
-
-
-def _check_storage(value: str) -> str:
-    """Refuses what is no storage, without repeating it: it may hold a password."""
-    if value not in ("journal", "sqlite") and not _DATABASE.fullmatch(value):
-        raise ValueError(
-            "must be journal, sqlite, sqlite:///PATH, or a database's URL: postgresql://USER@HOST/NAME"
-        )
-    if not value.startswith("sqlite:") and value.partition("?")[0].count("@") > 1:
-        raise ValueError("has more than one @: within a user's name or password write it %40")
-    return value
-
-
-def resolve_storage(storage: str, folder: Path) -> str:
-    """An experiment's `storage`, a relative path in it taken from a folder."""
-    path = storage.removeprefix("sqlite:///")
-    if path == storage or path.startswith("${"):
-        return storage
-    return f"sqlite:///{(folder / Path(path).expanduser()).resolve()}"
-
-
 class Experiment(Strict):
     """An experiment file, with its search space and fitness read in and its paths absolute.
 
     Attributes:
+        base, experts: the model that the experts were trained from; name -> expert.
+        space: what may vary.
+        fitness: the tasks that candidates are scored by.
+        sampler: who proposes candidates.
+        budget: when the search ends.
+        fidelity: which documents are spent on which candidate.
+        mode: `generations` waits for the last candidate of a generation before it asks for the next; `async` never
+            waits.
+        warm_start: whether the search begins with points that are known to be good, see `spaces.known_points`.
         starts: points to look at first: folders of earlier studies, for the best point of each; and genomes, whose
             missing coordinates are at their `init`. A study keeps all of them as genomes, and needs no other study.
+        seed: the seed of all that is drawn, in [0, 2**31).
+        workers: the processes that evaluate candidates.
+        dtype: the dtype of merged models; `auto` is the base's.
+        vocabulary, compile: see `models.source.Vocabulary` and `recipes.recipe.Compile`.
+        operators: what acts on candidates after the merge, in this order.
         storage: where the log of finished trials is kept. `journal` is the file STUDY/journal.log; `sqlite` the
             database STUDY/journal.db; `sqlite:///PATH` a database file elsewhere; `postgresql://USER@HOST/NAME`, or
-            another SQLAlchemy URL that Optuna takes, a server, which many studies may share. This file is kept in
-            STUDY as it is, so a password has no place here: ${NAME} in a URL stands for an environment variable,
-            read anew whenever the database is opened.
+            another SQLAlchemy URL that Optuna takes, a server, which many studies may share. The experiment is kept
+            in STUDY, so no password belongs here: ${NAME} in a URL stands for an environment variable, read anew
+            whenever the database is opened.
+        study: the study's folder, which docstrings call STUDY.
     """
 
     base: SourceField
@@ -132,11 +131,11 @@ class Experiment(Strict):
     vocabulary: Vocabulary | None = None
     compile: Compile = "auto"
     operators: tuple[Operator, ...] = ()
-    storage: Annotated[str, AfterValidator(_check_storage)] = "journal"
+    storage: Annotated[str, AfterValidator(known_storage)] = "journal"
     study: str
 
     def search_digest(self) -> str:
-        """A hash of what decides, besides fitness and space, which candidates a search looks at."""
+        """A hash of the keys that decide, besides fitness and space, which candidates a search looks at."""
         content = self.model_dump(mode="json", include={"sampler", "fidelity", "mode"})
         return digest_of_json(content)[:16]
 
@@ -157,47 +156,30 @@ class Experiment(Strict):
         return self
 
     def _operator_faults(self) -> list[str]:
-        """What does not go with operators, or with training."""
+        """The faults of an experiment whose other keys do not go with its operators."""
         faults = []
         if self.sampler.climbs_gradients and not all(operator.training for operator in self.operators):
             faults.append("sampler: gradients do not pass through operators; take another one, or none of these")
-        trains = [operator.name for operator in self.operators if operator.training]
+        training = [operator for operator in self.operators if operator.training]
+        trains = [operator.name for operator in training]
         if trains and self.fitness.objective == "pareto":
             faults.append(
                 f"operators.{trains[0]}: acts on the best, but with fitness.objective pareto no candidate is; "
                 "export some of the front, and train them by `evomerge distill`"
             )
-        if len({str(operator.elites) for operator in self.operators if operator.training}) > 1:
+        if len({str(operator.elites) for operator in training}) > 1:
             faults.append(f"operators: {' and '.join(trains)} act on the same elites; give both the same `when`")
         return faults
 
 
 def load_experiment(path: Path) -> Experiment:
-    """The experiment in a file. Paths in it are relative to the file.
+    """The experiment in a file, with absolute paths. In the file they are relative to the file.
 
     Raises:
         ConfigError: with every fault of the file, its search space and its fitness.
     """
-    data = yaml.read_yaml(path)
     folder = path.resolve().parent
-    errors: list[ConfigError] = []
-    refused: set[str] = set()
-    for key, reader in (("space", read_space), ("fitness", read_fitness)):
-        if key in data:
-            try:
-                data[key] = reader(data[key], folder, f"{path}: {key}")
-            except ConfigError as error:
-                errors.append(error)
-                refused.add(key)
-    experiment = None
-    try:
-        experiment = Experiment.model_validate({key: value for key, value in data.items() if key not in refused})
-    except ValidationError as error:
-        missing = {f"{key}: is missing" for key in refused}
-        faults = [fault for fault in faults_of(error) if fault not in missing]
-        errors[:0] = [ConfigError(str(path), faults)] if faults else []
-    if errors or experiment is None:
-        raise ConfigError.join(errors)
+    experiment = _validated(path, folder)
     operators = [located(operator, folder) for operator in experiment.operators]
     if faults := [fault for _, wrong in operators for fault in wrong]:
         raise ConfigError(str(path), faults)
@@ -216,6 +198,34 @@ def load_experiment(path: Path) -> Experiment:
     )
 
 
+def _validated(path: Path, folder: Path) -> Experiment:
+    """The experiment in a file of a folder, with its search space and fitness read in and other paths as they are.
+
+    Raises:
+        ConfigError: with every fault of the file, its search space and its fitness.
+    """
+    data = yaml.read_yaml(path)
+    errors: list[ConfigError] = []
+    refused: set[str] = set()
+    for key, reader in (("space", read_space), ("fitness", read_fitness)):
+        if key in data:
+            try:
+                data[key] = reader(data[key], folder, f"{path}: {key}")
+            except ConfigError as error:
+                errors.append(error)
+                refused.add(key)
+    experiment = None
+    try:
+        experiment = Experiment.model_validate({key: value for key, value in data.items() if key not in refused})
+    except ValidationError as error:
+        missing = {f"{key}: is missing" for key in refused}
+        faults = [fault for fault in faults_of(error) if fault not in missing]
+        errors[:0] = [ConfigError(str(path), faults)] if faults else []
+    if errors or experiment is None:
+        raise ConfigError.join(errors)
+    return experiment
+
+
 Model = TypeVar("Model", bound=BaseModel)
 _CATALOG = {"space": "search_spaces", "fitness": "fitness"}
 
@@ -228,14 +238,26 @@ def _read(
     where: str,
     finish: Callable[[dict[str, Any], Path], None],
 ) -> Model:
-    """A search space or fitness: a mapping, or the name or path of a file that holds one."""
+    """Reads a search space or fitness, given as a mapping or as the name or path of a file that holds one.
+
+    Args:
+        key: the experiment's key, `space` or `fitness`.
+        model: what the mapping is read as.
+        value: the value of the key.
+        folder: the folder that paths are relative to.
+        where: names the value in messages.
+        finish: is called with the mapping and its folder, and makes paths in the mapping absolute.
+
+    Raises:
+        ConfigError: with every fault.
+    """
     if isinstance(value, str):
         file = shipped.find(_CATALOG[key], value, folder, where)
         value, folder, where = yaml.read_yaml(file), file.parent, str(file)
     if not isinstance(value, Mapping):
         raise ConfigError(where, ["must be a name, a path or a mapping"])
     data = dict(value)
-    if key in data and "experts" in data:  # an experiment file, which holds one
+    if key in data and "experts" in data:  # the file is an experiment, which has a space or fitness under that key
         return _read(key, model, data[key], folder, f"{where}: {key}", finish)
     finish(data, folder)
     try:
@@ -271,7 +293,7 @@ def read_fitness(value: Any, folder: Path, where: str) -> Fitness:
 
 
 def experiment_to_yaml(experiment: Experiment) -> str:
-    """The experiment as a file that needs no other: space and fitness in it, paths absolute."""
+    """The text of an experiment file that holds its space and fitness, and whose paths are absolute."""
     data = experiment.model_dump(mode="json", exclude_none=True)
     data["sampler"] = {"name": experiment.sampler.name, **experiment.sampler.options}
     return yaml.write_yaml(data)

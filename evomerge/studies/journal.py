@@ -16,9 +16,8 @@ from evomerge.files import yaml
 from evomerge.files.writing import saving
 from evomerge.searching.samplers._optuna import distribution
 from evomerge.searching.spaces.genes import Coordinate
-from evomerge.studies import experiment
 from evomerge.studies.database import Database
-from evomerge.studies.folder import DATABASE, EXPERIMENT, IN_FILE, IN_SQLITE, JOURNAL, STORAGE_NAME
+from evomerge.studies.folder import DATABASE, EXPERIMENT, JOURNAL, STORAGE_NAME
 from evomerge.studies.optuna_log import (
     STUDY_NAME,
     in_order,
@@ -27,19 +26,21 @@ from evomerge.studies.optuna_log import (
     open_study,
     undamaged,
 )
+from evomerge.studies.storage import IN_FILE, IN_SQLITE, resolve_storage
 from evomerge.studies.trials import Trial
 
 
 class Journal:
     """The log of finished trials: an Optuna study in a file or a database. Each trial is written in one operation.
 
-    Which of them, STUDY/experiment.yaml's `storage` says; without that file it is the file. The attributes of an
-    Optuna trial hold the whole `Trial`; its parameters, values and state are there for Optuna's own tools. Trials
-    that others put into the Optuna study are not of the log.
+    The `storage` in STUDY/experiment.yaml says where it is; without that file it is STUDY/journal.log. The
+    attributes of an Optuna trial hold the whole `trials.Trial`; its parameters, values and state are there for
+    Optuna's own tools. Trials that others put into the Optuna study do not belong to the log.
 
     Args:
-        coordinates: of all genomes.
-        objectives: tasks whose climbed metrics are the Optuna study's values; () for one value, the trial's.
+        folder: the study's folder.
+        coordinates: the coordinates of all genomes.
+        objectives: the tasks whose climbed metrics are an Optuna trial's values; () for one value, the fitness.
 
     Raises:
         StudyError: the log is damaged before its last line, or the database does not let us in.
@@ -57,7 +58,7 @@ class Journal:
         self._study = self._log.open(self._objectives)
 
     def add(self, trial: Trial) -> None:
-        """Appends a trial.
+        """Appends a trial to the log.
 
         Raises:
             StudyError: the disk or the database does not take it.
@@ -85,7 +86,7 @@ class Journal:
 
 
 def exists(folder: Path) -> bool:
-    """Whether a study has a log, which may be empty. Connects to no database.
+    """Whether a study has a log, which may be empty. No database is asked.
 
     Raises:
         ConfigError: the study's experiment cannot be read.
@@ -94,7 +95,7 @@ def exists(folder: Path) -> bool:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """The trials of a study, without writing anything: the study may be running.
+    """The trials of a study. Nothing is written, so the study may be running.
 
     Raises:
         StudyError: there is no log, it is damaged, or the database does not answer.
@@ -107,27 +108,27 @@ def read_trials(folder: Path) -> list[Trial]:
 
 
 def check_storage(storage: str) -> None:
-    """Connects to the database that an experiment's `storage` names, to see before a search that it is there.
+    """Checks, before a search, that the database is there which an experiment's `storage` names.
 
     Raises:
-        StudyError: it is not, or does not let us in.
+        StudyError: it is not there, or does not let us in.
     """
     if storage not in (IN_FILE, IN_SQLITE):
         Database(Path(), storage).check()
 
 
 def _log(folder: Path) -> _File | Database:
-    """Where a study's log is, written or not."""
+    """The log of a study, begun or not, where the study's `storage` says."""
     path = folder / EXPERIMENT
     storage = str(yaml.read_yaml(path).get("storage", IN_FILE)) if path.is_file() else IN_FILE
-    return _File(folder) if storage == IN_FILE else Database(folder, experiment.resolve_storage(storage, folder))
+    return _File(folder) if storage == IN_FILE else Database(folder, resolve_storage(storage, folder))
 
 
 class _File:
-    """A log in STUDY/journal.log.
+    """A log in the file STUDY/journal.log. `Database` has the same methods.
 
     Attributes:
-        mark: the file that is there once the log is begun.
+        mark: the path of that file, which exists once the log is begun.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -135,6 +136,7 @@ class _File:
 
     @property
     def begun(self) -> bool:
+        """Whether the log exists; it may be empty."""
         return self.mark.is_file()
 
     def open(self, objectives: Sequence[str]) -> optuna.Study:
@@ -144,12 +146,19 @@ class _File:
             return open_study(self._storage(), STUDY_NAME, objectives)
 
     def trials(self, study: optuna.Study | None) -> list[Trial]:
-        """Those of a study; None reads the file."""
+        """All trials in their order.
+
+        Args:
+            study: the Optuna study that is open; None reads the file.
+
+        Raises:
+            StudyError: the log is damaged.
+        """
         with undamaged(self.mark), not_collecting_garbage():
             if study is None:
                 with self.mark.open("rb") as lines:
                     if not next(lines, b"").endswith(b"\n"):
-                        return []  # killed before the first line was whole
+                        return []  # the process was killed before the first line was whole
                 study = optuna.load_study(storage=self._storage(), study_name=STUDY_NAME)
             return in_order(
                 frozen.user_attrs
@@ -158,16 +167,17 @@ class _File:
             )
 
     def writing(self) -> AbstractContextManager[None]:
-        """Turns a disk that does not take a trial into one clear line."""
+        """Turns the error of a disk that does not take a trial into one clear line."""
         return saving(self.mark)
 
     def _storage(self) -> JournalStorage:
+        """Optuna's storage for the file."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         return JournalStorage(JournalFileBackend(str(self.mark)))
 
 
 def _repair(path: Path) -> None:
-    """Cuts a last line that a kill has torn, and removes the lock of the process that was killed.
+    """Cuts off a last line that a kill has torn, and removes Optuna's lock of the killed process.
 
     Only the holder of the study's lock may call this.
     """

@@ -16,10 +16,10 @@ from evomerge.studies.folder import ENDED, EXPERIMENT
 
 
 def create(experiment: Experiment) -> Path:
-    """Makes the folder of a new study.
+    """Makes the folder of a new study, with its experiment in it, and returns the folder's path.
 
     Raises:
-        StudyError: there is a study in it already, or it cannot be written.
+        StudyError: the folder holds a study or something else already, or cannot be written.
     """
     folder = Path(experiment.study)
     if (folder / EXPERIMENT).exists():
@@ -35,27 +35,34 @@ def create(experiment: Experiment) -> Path:
 
 
 def keep_experiment(experiment: Experiment, folder: Path) -> None:
-    """Writes STUDY/experiment.yaml."""
+    """Writes an experiment to STUDY/experiment.yaml."""
     writing.write_text(folder / EXPERIMENT, experiment_to_yaml(experiment))
 
 
 def keep_budget(experiment: Experiment) -> None:
-    """Writes a budget that is not the study's any more into its folder, for good."""
+    """Writes the experiment into the study's folder again if its budget has changed."""
     folder = Path(experiment.study)
     if load_experiment(folder / EXPERIMENT).budget != experiment.budget:
         keep_experiment(experiment, folder)
 
 
 def note_end(experiment: Experiment, trials: int) -> None:
-    """Notes that a study has spent its budget, by so many trials."""
+    """Notes in STUDY/ended.json that a study has spent its budget.
+
+    Args:
+        trials: how many trials the study has.
+    """
     folder = Path(experiment.study)
     writing.write_text(folder / ENDED, json.dumps(_end(folder, trials)) + "\n")
 
 
 def ended(folder: Path, trials: int) -> bool:
-    """Whether a study of so many trials has spent its budget, and would find nothing to do.
+    """Whether a study has spent its budget, so that resuming it would find nothing to do.
 
     False where that is not known: a study that was killed after its last trial notes its end when it is resumed.
+
+    Args:
+        trials: how many trials the study has.
     """
     try:
         return bool(json.loads((folder / ENDED).read_text(encoding="utf-8")) == _end(folder, trials))
@@ -64,27 +71,32 @@ def ended(folder: Path, trials: int) -> bool:
 
 
 def _end(folder: Path, trials: int) -> dict[str, Any]:
+    """What STUDY/ended.json holds if the study ended with so many trials and the experiment that is there now."""
     return {"trials": trials, "experiment": file_sha256(folder / EXPERIMENT)}
 
 
 def abandon(folder: Path) -> None:
-    """Removes a study that failed before its first trial, so that its experiment can be put right and run again."""
+    """Removes the folder of a study without trials, so that its experiment can be put right and run again.
+
+    The folder stays if the study has trials, or another process runs it.
+    """
     try:
         with writing.lock(folder):
             if not journal.exists(folder) or not journal.read_trials(folder):
                 shutil.rmtree(folder, ignore_errors=True)
     except StudyError:
-        return  # another process runs it, or the disk is full: it stays
+        return  # another process runs it, or the disk is full
 
 
 def reopen(folder: Path, candidates: int | None = None, documents: int | None = None) -> Experiment:
     """The experiment of a study folder, wherever the folder lies now.
 
     Args:
-        candidates, documents: replace the budget's; for good, once the search goes on.
+        candidates, documents: replace these limits of the budget. The study keeps them once the search goes on.
 
     Raises:
         StudyError: the folder is no study.
+        ConfigError: its experiment cannot be read.
     """
     if not (folder / EXPERIMENT).is_file():
         raise StudyError(f"{folder} is no study: it has no {EXPERIMENT}; start one with `evomerge run`")

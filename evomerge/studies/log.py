@@ -15,15 +15,17 @@ from evomerge.studies.trials import Trial
 
 
 class Log:
-    """The trials of a study, on disk and at hand.
+    """The trials of a study under way, on disk and in memory.
 
     Attributes:
+        fitness: the hash of the fitness.
         trials: all trials, in order.
-        searched: those of the search itself, without the second phase.
-        scored: the recipes that were scored on all search documents.
+        searched: the trials of the search itself, without the second phase.
+        scored: the sha256 of each recipe that was scored on all search documents.
 
     Raises:
         StudyError: the log is damaged, or was not written by this experiment.
+        CheckpointError: a recipe in the log is no longer what it was, because a checkpoint has changed.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -36,7 +38,7 @@ class Log:
         for trial in self.trials:
             self._check(trial)
         self.searched = [trial for trial in self.trials if trial.searched]
-        # A failed recipe is tried again: its failure may have been the machine's.
+        # Failed recipes are left out, so that they are tried again: the machine may have been the cause.
         self.scored = {trial.recipe for trial in self.trials if trial.value is not None and trial.all_documents}
         self._elapsed = max((trial.elapsed for trial in self.trials), default=0.0)
         self._start = time.monotonic()
@@ -48,11 +50,15 @@ class Log:
 
     @property
     def documents(self) -> int:
-        """Document evaluations that the search took."""
+        """How many document evaluations the search took."""
         return sum(trial.documents for trial in self.searched)
 
     def new(self, **fields: Any) -> Trial:
-        """The next trial of the log, which is not in it yet."""
+        """Makes the next trial of the log, without adding it.
+
+        Args:
+            fields: the other fields of the trial.
+        """
         return Trial(
             number=len(self.trials),
             fitness=self.fitness,
@@ -62,7 +68,7 @@ class Log:
         )
 
     def add(self, trial: Trial) -> None:
-        """Appends a trial.
+        """Appends a trial to the log.
 
         Raises:
             StudyError: the disk or the database does not take it.
@@ -75,14 +81,14 @@ class Log:
             self.scored.add(trial.recipe)
 
     def repeats(self, trial: Trial) -> bool:
-        """Whether the log has a trial's recipe on the same documents: then it cost nothing."""
+        """Whether the log has the trial's recipe on the same documents already, so that the trial cost nothing."""
         if trial.all_documents:
             return trial.recipe in self.scored
         here = (trial.generation, trial.role, trial.recipe)
         return any((t.generation, t.role, t.recipe) == here and t.value is not None for t in self.trials)
 
     def _check(self, trial: Trial) -> None:
-        """Checks that a trial of the log is of this experiment."""
+        """Checks that this experiment made a trial of the log."""
         recipe_of(self._plan, trial)
         if trial.fitness != self.fitness:
             raise StudyError(
@@ -97,7 +103,7 @@ class Log:
 
 
 def with_score(trial: Trial, score: Score) -> Trial:
-    """A trial with what a score says of it."""
+    """The trial with the results that a score holds filled in."""
     return replace(
         trial,
         tasks=score.measured.tasks,

@@ -1,4 +1,4 @@
-"""Who watches a study."""
+"""The protocol of those who watch a study while it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Observer(Protocol):
     """Is told of a study's progress."""
 
     def generation(self, number: int, size: int) -> None:
-        """A generation of so many candidates begins."""
+        """Is told that a generation begins, and how many candidates it has."""
 
     def trial(self, trial: Trial) -> None:
-        """A trial is in the log."""
+        """Is told that a trial has been added to the log."""

@@ -1,4 +1,4 @@
-"""The log of finished trials as an Optuna study, and what Optuna's own tools need of it."""
+"""What logs in files and in databases share: the Optuna study, the order of its trials, and its errors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from evomerge.errors import StudyError
 from evomerge.searching.samplers._alone import alone
 from evomerge.studies.trials import EarlierVersionError, Trial
 
-STUDY_NAME = "evomerge"  # of the Optuna study in a log that is in the study's folder
+STUDY_NAME = "evomerge"  # the name of the Optuna study in a log that is in the study's folder
 
 
 def open_study(storage: BaseStorage, name: str, objectives: Sequence[str]) -> optuna.Study:
-    """An Optuna study, made if it is not there, with its objectives' names."""
+    """The Optuna study of a name, made if it is not there. All its values are maximized.
+
+    Args:
+        objectives: the names of its values; () for one value without a name.
+    """
     with alone():
         study = optuna.create_study(
             storage=storage,
@@ -34,10 +38,10 @@ def open_study(storage: BaseStorage, name: str, objectives: Sequence[str]) -> op
 
 
 def in_order(records: Iterable[dict[str, Any]]) -> list[Trial]:
-    """The trials of a log, whose numbers must be their places.
+    """The trials of a log, each once. They come in their order, and the number of each is its place.
 
     Raises:
-        ValueError: a trial is missing, or two differ that have one number.
+        ValueError: a trial is missing, or two different trials have the same number.
         TypeError: a trial lacks a field, or has one that is unknown.
         EarlierVersionError: an earlier version of evomerge wrote the log.
     """
@@ -53,7 +57,7 @@ def in_order(records: Iterable[dict[str, Any]]) -> list[Trial]:
 
 @contextmanager
 def not_collecting_garbage() -> Iterator[None]:
-    """Leaves cyclic garbage alone: looking for it takes longer than reading a journal of many coordinates."""
+    """Turns Python's cycle collector off: its searches take longer than reading a journal of many coordinates."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -65,7 +69,14 @@ def not_collecting_garbage() -> Iterator[None]:
 
 @contextmanager
 def undamaged(where: Path | str) -> Iterator[None]:
-    """Turns what Optuna raises for a log that it cannot read into one line. `where` is a journal's path."""
+    """Turns what Optuna raises for a log that it cannot read into one line.
+
+    Args:
+        where: names the log in the message. For the path of a journal the message names the damaged line, too.
+
+    Raises:
+        StudyError: the log is damaged, or an earlier version wrote it.
+    """
     try:
         yield
     except EarlierVersionError as error:
@@ -78,12 +89,13 @@ def undamaged(where: Path | str) -> Iterator[None]:
 
 
 def _broken_line(path: Path) -> int | None:
-    """The first line of a journal that is none, counted from 1."""
+    """The number of the first line of a journal that is no JSON mapping, counted from 1; None if all are."""
     with path.open("rb") as lines:
         return next((number for number, line in enumerate(lines, start=1) if not is_json(line)), None)
 
 
 def is_json(line: bytes) -> bool:
+    """Whether a line of a journal is a mapping in JSON."""
     try:
         return isinstance(json.loads(line), dict)
     except ValueError:

@@ -1,4 +1,4 @@
-"""An experiment laid over its models: all that a study needs besides workers."""
+"""The plan of a study: an experiment laid over its models, and the recipes and starting points that follow."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ class Plan:
     """An experiment laid over its models: all that a study needs besides workers.
 
     Attributes:
+        experiment: the experiment, whose sources have their hashes and whose starts are genomes.
         survey: what the checkpoints are.
         laid: the search space, laid over the models.
         folder: the study's folder.
-        longest: tokens of the longest text that some candidate is meant for; None if that is the base's own length.
+        longest: the longest text, in tokens, that operators make some candidate fit for; None if they do not change
+            the base's own length.
     """
 
     experiment: Experiment
@@ -54,11 +56,15 @@ class Plan:
 
     @property
     def model_bytes(self) -> int:
-        """Bytes of the live model."""
+        """The size of the live model in bytes."""
         return self.survey.parameters * (4 if self.survey.dtype == "float32" else 2)
 
     def setup(self, *, holdout: bool = False) -> Setup:
-        """What workers are made from: with the search tasks, or with the hold-out tasks."""
+        """What workers are made from.
+
+        Args:
+            holdout: whether they get the hold-out tasks instead of the search tasks.
+        """
         fitness = self.experiment.fitness
         return Setup(
             base=self.survey.base,
@@ -108,8 +114,8 @@ def make_plan(experiment: Experiment, progress: Progress = lambda text: None) ->
         raise ConfigError("space", faults)
     pure = [step for step in _extremes(experiment) if not operating.trains(step)]
     operating.check_operators(survey.base, survey.experts, pure)
-    # With the hashes of the weights, so that a study notices if they change; and with the starts themselves, which
-    # earlier studies may lose.
+    # The study keeps the hashes of the weights, so that it notices if they change, and the starts as genomes,
+    # because the studies that they come from may be gone later.
     starts = resolve(laid.coordinates, experiment.starts, earlier)
     experiment = experiment.model_copy(update={"base": survey.base, "experts": survey.experts, "starts": starts})
     longest = operating.longest_text(survey.base, pure)
@@ -117,8 +123,8 @@ def make_plan(experiment: Experiment, progress: Progress = lambda text: None) ->
 
 
 def check_training(plan: Plan) -> None:
-    """Checks what is to be trained on: that it is there, unchanged, fits the models, and holds nothing that
-    candidates are scored by, in the search or on the hold-out.
+    """Checks the training of the second phase: its operators fit the models, its files of texts are there and
+    unchanged, and no text is one that candidates are scored by, in the search or on the hold-out.
 
     Raises:
         ConfigError: with all faults of one kind.
@@ -150,7 +156,7 @@ def recipe_of(plan: Plan, trial: Trial) -> Recipe:
     """The recipe of a trial, rebuilt from its genome.
 
     Raises:
-        CheckpointError: it is no longer the recipe that was scored.
+        CheckpointError: this recipe is not the one that was scored.
     """
     recipe = second_phase.member_recipe(plan.laid, plan.training, trial)
     if recipe.sha256 != trial.recipe:
@@ -162,7 +168,7 @@ def recipe_of(plan: Plan, trial: Trial) -> Recipe:
 
 
 def trained_files(plan: Plan, trials: Iterable[Trial]) -> dict[str, str]:
-    """Name of a file that training left -> the sha256 of its tensors, see `candidates.setup.Setup.trained`."""
+    """Name of a file that training left for a trial -> the sha256 of its tensors, see `Setup.trained`."""
     return {
         operating.delta_file(recipe, position): str(trial.training_records[step.name]["sha256"])
         for trial in trials
@@ -174,12 +180,16 @@ def trained_files(plan: Plan, trials: Iterable[Trial]) -> dict[str, str]:
 
 
 def _extremes(experiment: Experiment) -> list[OperatorStep]:
-    """All its operators, with each of their genes at either end."""
+    """The experiment's operators, each with its genes at either end of their ranges."""
     return [step for operator in experiment.operators for step in operator.extremes()]
 
 
 def starting_points(plan: Plan, progress: Progress = lambda text: None) -> list[Genome]:
-    """Points to look at first: those that the experiment names, and those known of any such space."""
+    """The genomes to look at first, each once: those that the experiment names, then the known points of the space.
+
+    Args:
+        progress: is told when angles between the experts are to be measured, see `warm_start.model_stock`.
+    """
     experiment = plan.experiment
     points: list[Genome] = [start for start in experiment.starts if not isinstance(start, str)]
     if experiment.warm_start:
@@ -194,9 +204,9 @@ def _earlier(experiment: Experiment) -> dict[str, Genome]:
     """The best points of the earlier studies that an experiment starts from, by their paths.
 
     Raises:
-        ConfigError: there is no study, or nothing finished in it; with all faults.
+        ConfigError: there is no study, or no trial of it is finished; with all faults.
     """
-    found, faults = {}, []
+    genomes, faults = {}, []
     for path in (start for start in experiment.starts if isinstance(start, str)):
         try:
             winner = best_trial(journal.read_trials(Path(path)))
@@ -206,7 +216,7 @@ def _earlier(experiment: Experiment) -> dict[str, Genome]:
         if winner is None:
             faults.append(f"{path} has no finished trial; take it off the list")
         else:
-            found[path] = winner.genome
+            genomes[path] = winner.genome
     if faults:
         raise ConfigError("starts", faults)
-    return found
+    return genomes

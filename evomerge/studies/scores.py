@@ -1,4 +1,4 @@
-"""Per-document results of whole candidates, kept beside the log."""
+"""Scores on all search documents, with the results on each document, in files beside the log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from evomerge.studies.folder import DOCUMENTS
 
 
 def write_score(folder: Path, recipe: str, fitness: str, score: Score) -> None:
-    """Keeps a recipe's score with its per-document results: STUDY/documents/RECIPE.npz.
+    """Writes a recipe's score, with its results on each document, to STUDY/documents/RECIPE.npz.
+
+    Args:
+        folder: the study's folder.
+        recipe, fitness: the hashes of the recipe and of the fitness.
 
     Raises:
         StudyError: the disk does not take it.
@@ -45,7 +49,14 @@ def write_score(folder: Path, recipe: str, fitness: str, score: Score) -> None:
 
 
 def read_score(folder: Path, recipe: str, fitness: str) -> Score | None:
-    """The kept score of a recipe under a fitness; None if there is none, or it is damaged: it is made again."""
+    """The score of a recipe under a fitness, as it was kept.
+
+    None if no score was kept or its file is damaged: the candidate is then scored again.
+
+    Args:
+        folder: the study's folder.
+        recipe, fitness: the hashes of the recipe and of the fitness.
+    """
     path = _score_path(folder, recipe)
     if not path.is_file():
         return None
@@ -71,7 +82,10 @@ def read_score(folder: Path, recipe: str, fitness: str) -> Score | None:
 
 
 def read_truncated(folder: Path, recipe: str, fitness: str) -> dict[str, int] | None:
-    """Task -> truncated answers, of a recipe's kept score. None where `read_score` gives None."""
+    """Task -> the number of truncated answers in the score of a recipe that was kept.
+
+    It is much faster than `read_score`, and None where that is None.
+    """
     try:
         with np.load(_score_path(folder, recipe), allow_pickle=False) as stored:
             rest = json.loads(stored["about"].tobytes())
@@ -81,4 +95,5 @@ def read_truncated(folder: Path, recipe: str, fitness: str) -> dict[str, int] | 
 
 
 def _score_path(folder: Path, recipe: str) -> Path:
+    """The file of a recipe's score."""
     return folder / DOCUMENTS / f"{recipe}.npz"

@@ -1,9 +1,11 @@
 """The second phase of a study with training operators: the best of the search are trained.
 
 Training moves scores by more than the search's candidates differ among themselves, and draws them together, so
-what is trained is never ranked with what is not. Beside each other stand, all scored on all search documents: the
-parents as they are, the elites before training, the elites after it, and the control, the best parent after the
-same training. A gain over the control is the merge's; the rest is the training's.
+trained candidates are never ranked with untrained ones. Four groups are compared, all on all search documents:
+the parents as they are, the elites before training, the elites after training, and the control, which is the best
+parent after the same training. The gain over the control comes from the merge; the rest comes from the training.
+
+This module says which models belong to the phase; `training.py` evaluates them.
 """
 
 from __future__ import annotations
@@ -23,22 +25,22 @@ from evomerge.studies.trials import Trial, elite_trials
 
 @dataclass(frozen=True)
 class Member:
-    """A model of the second phase; see `trials.Trial` for the attributes."""
+    """A model of the second phase. Its attributes mean what those of `trials.Trial` mean."""
 
     role: Role
     genome: Genome = field(default_factory=dict)
     parent: str = ""
 
     def same(self, trial: Trial) -> bool:
-        """Whether a trial is of this model."""
+        """Whether a trial is the evaluation of this model."""
         return (trial.role, trial.genome, trial.parent) == (self.role, self.genome, self.parent)
 
 
 def member_recipe(laid: LaidOut, operators: Sequence[Operator], member: Member | Trial) -> Recipe:
-    """The recipe of a trial, or of a member.
+    """The recipe of a trial or of a member of the second phase.
 
     Args:
-        operators: those of the second phase.
+        operators: the operators of the second phase.
     """
     recipe = laid.decode(member.genome or initial(laid.coordinates))
     merged = parent_recipe(recipe, member.parent) if member.role in ("parent", "control") else recipe
@@ -47,7 +49,7 @@ def member_recipe(laid: LaidOut, operators: Sequence[Operator], member: Member |
 
 
 def untrained(laid: LaidOut, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
-    """The parents and the elites as they are: what the second phase needs to know first."""
+    """The models that the second phase scores first: the parents and the elites, without training."""
     chosen = _elites(operators, trials)
     genome = _acting(laid, chosen)
     return [
@@ -57,45 +59,51 @@ def untrained(laid: LaidOut, operators: Sequence[Operator], trials: Sequence[Tri
 
 
 def trained(laid: LaidOut, operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Member]:
-    """The elites after training, and the control; none of what failed untrained."""
+    """The models that the second phase trains: the elites that did not fail before, and the best parent."""
     chosen = _elites(operators, trials)
     recipes, genome = {trial.recipe for trial in chosen}, _acting(laid, chosen)
     ready = [t for t in trials if t.role == "elite" and t.recipe in recipes and t.value is not None]
-    found = [Member("trained", trial.genome) for trial in ready]
+    members = [Member("trained", trial.genome) for trial in ready]
     parent = best_parent([trial for trial in trials if trial.genome == genome])
     if ready and parent is not None:
-        found.append(Member("control", genome, parent=parent.parent))
-    return found
+        members.append(Member("control", genome, parent=parent.parent))
+    return members
 
 
 def warnings(experts: Iterable[str], operators: Sequence[Operator], trials: Sequence[Trial]) -> list[str]:
-    """What can be said of a second phase by its trials."""
+    """Warnings about a second phase from its trials, a sentence each."""
     by_role = {role: [trial for trial in trials if trial.role == role] for role in get_args(Role)}
-    found = []
+    sentences = []
     if pending(experts, operators, trials):
-        found.append("the second phase is not finished: `evomerge resume` goes on with it")
+        sentences.append("the second phase is not finished: `evomerge resume` goes on with it")
     if failed := [trial for trial in (*by_role["trained"], *by_role["control"]) if trial.value is None]:
-        found.append(f"{len(failed)} trainings failed, the first by: {failed[0].reason}")
+        sentences.append(f"{len(failed)} trainings failed, the first by: {failed[0].reason}")
     best = max((t for t in by_role["trained"] if t.value is not None), key=lambda t: t.value or 0.0, default=None)
     if best is None:
-        return found
-    same = before(best, trials)
+        return sentences
+    same = before_training(best, trials)
     if same is not None and (same.value or 0.0) > (best.value or 0.0):
-        found.append(
+        sentences.append(
             f"training made the best candidate no better ({same.value:.4f} before, {best.value:.4f} after); "
             f"trial {same.number} is the same merge untrained"
         )
     control = max((t.value for t in by_role["control"] if t.value is not None), default=-math.inf)
     if control >= (best.value or 0.0):
-        found.append(
+        sentences.append(
             f"a parent after the same training is no worse ({control:.4f}) than the best candidate "
             f"({best.value:.4f}): what is gained is the training's, not the merge's"
         )
-    return found
+    return sentences
 
 
 def pending(experts: Iterable[str], operators: Sequence[Operator], trials: Sequence[Trial]) -> bool:
-    """Whether a second phase is begun and not at its end, as far as its trials tell."""
+    """Whether a second phase has begun and is not finished, as far as its trials tell.
+
+    Args:
+        experts: the experts' names.
+        operators: all operators of the experiment.
+        trials: all trials of the study.
+    """
     if not any(operator.training for operator in operators):
         return False
     roles = [trial.role for trial in trials]
@@ -106,12 +114,15 @@ def pending(experts: Iterable[str], operators: Sequence[Operator], trials: Seque
 
 
 def _acting(laid: LaidOut, chosen: Sequence[Trial]) -> Genome:
-    """The genome whose operators act on parents and control: the first elite's; {} where none act on all."""
+    """The genome whose operators act on the parents and the control: that of the best elite.
+
+    {} where no operator acts on every candidate, or there is no elite.
+    """
     return dict(chosen[0].genome) if laid.common.operators and chosen else {}
 
 
-def before(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
-    """What was trained to a trial: the elite, or the control's parent; None if it has not been scored."""
+def before_training(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
+    """The trial of the same model before training: an elite, or the control's parent; None if it has no score."""
     untrained = Member("parent" if trial.parent else "elite", trial.genome, trial.parent)
     return next((one for one in trials if untrained.same(one) and one.value is not None), None)
 
@@ -123,5 +134,6 @@ def best_parent(trials: Sequence[Trial]) -> Trial | None:
 
 
 def _elites(operators: Sequence[Operator], trials: Sequence[Trial]) -> list[Trial]:
+    """The trials of the search that are trained, as the operators' `when` says."""
     when = operators[0].elites
     return elite_trials(trials, when.top, when.min)

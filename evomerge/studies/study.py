@@ -1,8 +1,8 @@
 """Runs a study: the host of a search that merges, scores and logs.
 
-Everything but the log of finished trials is recomputed. A study is resumed by asking the sampler again from the
-start and telling it what the log says, so a killed study goes on as if it had never stopped: at any moment, on any
-number of workers, the log that results is the same.
+Only the log of finished trials is kept; everything else is computed again. A resumed study asks the sampler again
+from the start and tells it the lines of the log. So a study that is killed at any moment goes on as if it had never
+stopped, and its log is the same on any number of workers.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ def search(plan: Plan, observer: Observer, progress: Progress = lambda text: Non
         All trials of the study.
 
     Raises:
-        EvomergeError: workers cannot be set up, or the study cannot go on; what is finished is kept.
+        EvomergeError: workers cannot be set up, or the study cannot go on. Finished trials are kept.
+        KeyboardInterrupt: the person pressed Ctrl-C. Finished trials are kept.
     """
     with writing.lock(plan.folder):
         life.keep_budget(plan.experiment)
         setup.prepare(plan.setup(), plan.laid.representatives(), plan.survey.names, progress)
-        starting_points(plan, progress)  # measures what there is to measure: later it is found on disk
+        starting_points(plan, progress)  # leaves its measurements on disk, for `Study`
         check_training(plan)
         progress("starting workers")
         pool = open_pool(plan.experiment.workers, plan.setup())
@@ -67,9 +68,9 @@ def search(plan: Plan, observer: Observer, progress: Progress = lambda text: Non
 
 @contextmanager
 def _noticing_ctrl_c() -> Iterator[threading.Event]:
-    """Notes that Ctrl-C was pressed, beside raising KeyboardInterrupt.
+    """Yields an event that is set when Ctrl-C is pressed; KeyboardInterrupt is raised as well.
 
-    Native code may turn that into another error, which would be taken for the candidate's.
+    Native code may turn the KeyboardInterrupt into another error, which would count as a failure of the candidate.
     """
     pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -88,12 +89,12 @@ def _noticing_ctrl_c() -> Iterator[threading.Event]:
 
 
 class Study:
-    """A study under way.
+    """A study under way. It is the `searching.host.Host` of its search.
 
     Args:
         plan: the experiment, laid over its models.
         pool: the workers that evaluate.
-        observer: is told of each step.
+        observer: is told of each generation and trial.
         stopped: is set when the person wants the study to stop.
     """
 
@@ -122,10 +123,10 @@ class Study:
         return self._log.trials
 
     def run(self) -> None:
-        """Goes on until the budget is spent, and through the second phase.
+        """Runs or resumes the search until its budget is spent, and then the second phase if there is one.
 
         Raises:
-            StudyError: every candidate of a generation failed, or the log cannot be written, or does not belong to
+            StudyError: every candidate of a generation failed, or the log cannot be written or does not belong to
                 this experiment.
         """
         if self._plan.experiment.mode == "async":
@@ -135,14 +136,14 @@ class Study:
         if self._plan.training and best_trial(self.trials) is not None:
             train(self._plan, self._log, self._evaluator, self._observer)
 
-    # --- what a search asks of its host ---
+    # The methods below make up the search's host.
 
     def log(self) -> Sequence[Line]:
-        """The trials of the search, each of which is a line."""
+        """The trials of the search, without the second phase. Each trial is a line."""
         return self._log.searched
 
     def room(self, wanted: int, *, begun: bool, reserve: Reserve) -> int:
-        """How many candidates the budget still has room for, see `searching.host.Host`."""
+        """How many of the wanted candidates the budget still has room for, see `searching.host.Host`."""
         budget = self._plan.experiment.budget
         room = wanted
         if budget.candidates is not None:
@@ -160,11 +161,11 @@ class Study:
         self._observer.generation(generation, size)
 
     def evaluate(self, assignments: Iterable[Assignment | None]) -> Iterator[tuple[int, Evaluation]]:
-        """Evaluates genomes on the workers."""
+        """Evaluates genomes on the workers, and yields the key and the evaluation of each, in any order."""
         return self._evaluator.evaluate(assignments)
 
     def keep(self, line: Line) -> Line:
-        """Logs a line; the trial that it became is one as well."""
+        """Logs a line as a trial, and returns the trial with the line's evaluation."""
         assert line.evaluation is not None
         recipe, score = line.evaluation.source.recipe, line.evaluation.source.score
         own = {one.name: getattr(line, one.name) for one in fields(Line) if one.name != "evaluation"}

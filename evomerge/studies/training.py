@@ -1,4 +1,7 @@
-"""Runs the second phase of a study: scores parents and elites, trains the elites and the control, each once."""
+"""Runs the second phase of a study: scores the parents and the elites, then trains the elites and the control.
+
+`second_phase.py` says which models these are.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ from evomerge.studies.workers.jobs import Outcome
 
 
 def train(plan: Plan, log: Log, evaluator: Evaluator, observer: Observer) -> None:
-    """Goes through the second phase, whatever of it the log has already.
+    """Runs the second phase, or the rest of it that the log does not have yet.
 
     Raises:
+        KeyboardInterrupt: the person wants the study to stop.
         StudyError: the log cannot be written.
     """
     for members in (second_phase.untrained, second_phase.trained):
@@ -45,7 +49,7 @@ def _evaluate(plan: Plan, log: Log, evaluator: Evaluator, observer: Observer, me
 
 
 def _trial(log: Log, member: Member, recipe: Recipe, outcome: Outcome, place: tuple[int, int]) -> Trial:
-    """The trial of a member. place: generation and slot."""
+    """The trial of a member. place: its generation and slot."""
     score = outcome.score
     trial = log.new(
         generation=place[0],

@@ -9,30 +9,33 @@ from typing import Any, Self
 
 from evomerge.searching.host import Line
 
-_NOT_KEPT = ("evaluation", "objectives")  # in the log: the first is large, the second follows from `climbed`
+# Fields that are not written to the log: the first is large, the second follows from `climbed`.
+_NOT_KEPT = ("evaluation", "objectives")
 _EARLIER = {"whole", "known", "course", "of", "left"}  # names of fields before they were renamed
 
 
 class EarlierVersionError(Exception):
-    """A log has the fields of an earlier version."""
+    """A log has fields of an earlier version of evomerge."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(Line):
-    """A finished candidate, as the journal keeps it: the search's line, and what a study adds to it.
+    """A finished candidate, as the log keeps it: the search's line, and what a study adds to it.
 
     Attributes:
-        number: its place in the log.
-        recipe, fitness: hashes of what was built, and of what it was scored by.
-        tasks, climbed: entry -> reported metric, entry -> climbed metric.
-        seconds: seconds spent in merge, operators and scoring; empty for a repeated recipe.
-        documents: document evaluations of this trial; 0 for a repeated recipe.
-        tokens: tokens forwarded for it.
-        truncated: answers that were cut off at their greatest length.
-        elapsed: seconds that the study had been running for, all sessions together.
-        search_digest: a hash of the sampler and of how it was given documents.
-        parent: which model a parent or a control is made of: the name of an expert, or `base`.
-        training_records: training operator -> its record of what it did and took.
+        number: its place in the log, from 0.
+        recipe, fitness: the hashes of the recipe that was built and of the fitness that scored it.
+        tasks: entry -> its reported metric.
+        climbed: entry -> its climbed metric.
+        seconds: phase of the evaluation (merge, operators, scoring) -> its seconds; {} for a repeated recipe.
+        documents: the document evaluations of this trial; 0 for a repeated recipe.
+        tokens: the number of tokens that were forwarded for it.
+        truncated: the number of answers that were cut off at their greatest length.
+        elapsed: the seconds that the study had been running for, all sessions together.
+        weights_sha256: the hash of the merged weights, see `files.hashing.sha256`; None where it was not computed.
+        search_digest: `Experiment.search_digest` of the experiment that it belongs to.
+        parent: the model that a parent or a control is made of: the name of an expert, or `base`; else empty.
+        training_records: name of a training operator -> its record of the training.
     """
 
     number: int
@@ -54,12 +57,12 @@ class Trial(Line):
 
     @property
     def searched(self) -> bool:
-        """Whether it is of the search itself, not of the second phase."""
+        """Whether the trial belongs to the search itself, and not to the second phase."""
         return self.role in ("search", "select", "final")
 
     @property
     def mean(self) -> float | None:
-        """The plain mean of the reported metrics."""
+        """The plain mean of the reported metrics; None if there are none."""
         return sum(self.tasks.values()) / len(self.tasks) if self.tasks else None
 
     def record(self) -> dict[str, Any]:
@@ -73,7 +76,7 @@ class Trial(Line):
 
         Raises:
             EarlierVersionError: an earlier version of evomerge wrote it.
-            TypeError: it lacks a field, or has one that is unknown.
+            TypeError: the record lacks a field, or has one that is unknown.
         """
         if _EARLIER & set(record):
             raise EarlierVersionError(
@@ -84,8 +87,11 @@ class Trial(Line):
 
 
 def ranked_trials(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials of the search whose values compare, the best first, each recipe once: the incumbents, where any were
-    chosen; else those scored on all documents; else all. Failed trials are left out."""
+    """The trials of the search whose values compare with each other, the best first, each recipe once.
+
+    They are the incumbents, where there are any; else the trials that were scored on all documents; else all.
+    Failed trials are left out.
+    """
     finished = [trial for trial in trials if trial.value is not None and trial.searched]
     if incumbents := [trial for trial in finished if trial.incumbent]:
         ranked = incumbents[::-1]
@@ -96,11 +102,11 @@ def ranked_trials(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The best of those trained, where there are any; else the best of the search. None if all failed.
+    """The best trained trial, where there is one; else the best trial of the search. None if all failed.
 
-    The best of a search is the last incumbent; where none was chosen, the trial of highest value, the earliest of
-    equals. A trial that was scored on some documents only is not chosen where others were scored on all: luck in
-    its documents would choose it.
+    The best trial of a search is the last incumbent. Without incumbents it is the trial of the highest value, the
+    earliest of equals. A trial that was scored on some documents only is not chosen where others were scored on
+    all: it might have been lucky in its documents.
     """
     trained = [trial for trial in trials if trial.role == "trained" and trial.value is not None]
     if trained:
@@ -109,6 +115,11 @@ def best_trial(trials: Sequence[Trial]) -> Trial | None:
 
 
 def elite_trials(trials: Sequence[Trial], top: float, least: int) -> list[Trial]:
-    """The best trials of the search: a share of those whose values compare, and at least so many."""
+    """The best trials of the search.
+
+    Args:
+        top: how large a share of the trials whose values compare is taken, in (0, 1].
+        least: how many trials are taken at least, if there are so many.
+    """
     pool = ranked_trials(trials)
     return pool[: max(math.ceil(top * len(pool)), least)]

@@ -26,12 +26,14 @@ def model_stock(
     coordinate gets the mean of t/(K·λ) over the elements of the tensors that it reaches, t clipped to [0, 1].
     Tensors that no expert changes have no angle and are left out.
 
-    A function of the checkpoints alone. The angles' table lies in the setup's cache with those of the methods, and
-    is made once.
+    The result depends on the checkpoints and the space alone. The table of the angles lies in the setup's cache
+    beside the tables of the methods, and is made once.
 
     Args:
-        names: the live model's parameters.
-        progress: told when angles are to be measured.
+        setup: what workers are made from.
+        laid: the search space, laid over the models.
+        names: the names of the live model's parameters.
+        progress: is told when angles are to be measured.
 
     Returns:
         The genome; None where the space does not search weights of two experts or more by a method that adds up.
@@ -52,7 +54,7 @@ def model_stock(
 def _wishes(
     setup: Setup, laid: LaidOut, genome: Genome, names: Sequence[str], progress: Progress
 ) -> list[WantedWeight]:
-    """Model stock's weight of each tensor, beside the λ that a genome has there."""
+    """The weight that model stock gives each tensor, divided by the λ of a genome at that place."""
     base, experts = open_inputs(setup)
     recipe = laid.decode(genome)
     statistics = Statistics(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from evomerge.errors import ConfigError
 from evomerge.results import choosing, fronts
+from evomerge.results.hypervolume import hypervolume
 from evomerge.studies.trials import Trial
 from tests.helpers.trials import make_trial
 
@@ -90,7 +91,7 @@ def by_inclusion_and_exclusion(points: Sequence[Point], reference: Point) -> flo
 @settings(max_examples=200)
 def test_the_hypervolume_is_that_of_the_union_of_boxes(points: list[Point]) -> None:
     reference = (0.0,) * len(points[0])
-    found = fronts.hypervolume(points, reference)
+    found = hypervolume(points, reference)
     assert found == pytest.approx(by_inclusion_and_exclusion(points, reference), rel=1e-9, abs=1e-9)
 
 
@@ -101,7 +102,7 @@ def test_the_hypervolume_of_a_front_of_a_hundred_is_quick_and_agrees_with_sampli
     points = np.abs(random.standard_normal((100, objectives)))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     start = time.perf_counter()
-    found = fronts.hypervolume(points, [0.0] * objectives)
+    found = hypervolume(points, [0.0] * objectives)
     assert time.perf_counter() - start < 20
     sample = random.random((20_000, objectives))
     inside = np.mean([(points >= one).all(axis=1).any() for one in sample])
@@ -109,8 +110,8 @@ def test_the_hypervolume_of_a_front_of_a_hundred_is_quick_and_agrees_with_sampli
 
 
 def test_no_points_have_no_volume() -> None:
-    assert fronts.hypervolume([], ()) == 0.0
-    assert fronts.hypervolume([(0.5, 0.0)], (0.0, 0.0)) == 0.0
+    assert hypervolume([], ()) == 0.0
+    assert hypervolume([(0.5, 0.0)], (0.0, 0.0)) == 0.0
     assert fronts.hypervolumes([]) == []
     assert fronts.reference(trials(None)) == ()
 
@@ -120,7 +121,7 @@ def test_the_running_hypervolume_is_that_of_each_generations_front(points: list[
     searched = [trial(number, point, number // size) for number, point in enumerate(points)]
     lowest = fronts.reference(searched)
     assert lowest == tuple(map(min, zip(*points[:size], strict=True)))
-    expected = [fronts.hypervolume(points[: end + size], lowest) for end in range(0, len(points), size)]
+    expected = [hypervolume(points[: end + size], lowest) for end in range(0, len(points), size)]
     assert fronts.hypervolumes(searched) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 

@@ -17,10 +17,13 @@ def compare(folder: Path, bench: Workbench, built: Built, digest: str) -> None:
     """Loads a folder with transformers and compares it with the live model.
 
     Args:
+        folder: the folder that was written.
+        bench: the workbench that built the model.
+        built: the live model and its recipe.
         digest: the hash of the live model's weights.
 
     Raises:
-        StudyError: the folder loads as something else.
+        StudyError: the folder loads with other weights, another config or another tokenizer.
     """
     loaded = load_model(folder, built.recipe.dtype, "cpu")
     reloaded = weights_sha256(loaded)
@@ -40,7 +43,7 @@ def weights_sha256(model: Any) -> str:
 
 
 def _some_logits(model: Any) -> torch.Tensor:
-    """The logits of a few tokens: equal where weights and config are."""
+    """The logits of a few tokens, on the CPU. Models with equal weights and configs have equal logits."""
     ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits.cpu()

@@ -18,6 +18,7 @@ from evomerge.studies.folder import DELTAS
 
 ABOUT = "evomerge.json"  # the file that says where the model comes from
 
+# The files of a tokenizer, which are copied from the base's folder.
 _TOKENIZER = (
     "tokenizer*",
     "vocab*",
@@ -26,7 +27,7 @@ _TOKENIZER = (
     "added_tokens.json",
     "chat_template*",
 )
-_SHARD = "4GB"
+_SHARD = "4GB"  # the greatest size of a weights file
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Origin:
 
     Attributes:
         weights_sha256: the hash of the weights that were scored; None if it is not known.
-        scores: the trial's number and scores.
-        certificate: what `evomerge certify` found of the same recipe.
+        scores: the trial's number and scores; None if the model is no trial of a study.
+        certificate: the result of `evomerge certify` for the same recipe; None if there is none.
     """
 
     weights_sha256: str | None = None
@@ -48,8 +49,12 @@ def write(folder: Path, bench: Workbench, built: Built, digest: str, origin: Ori
     """Fills an empty folder with all that an export holds.
 
     Args:
+        folder: the folder to fill.
+        bench: the workbench that built the model.
+        built: the live model and its recipe.
         digest: the hash of the model's weights.
-        mergekit: mergekit's configuration of the same merge; None where mergekit cannot say it.
+        origin: what is known of the model besides its recipe.
+        mergekit: the text of mergekit's configuration of the same merge; None where mergekit cannot express it.
     """
     recipe = built.recipe
     _write_model(folder, bench, built)
@@ -70,13 +75,14 @@ def write(folder: Path, bench: Workbench, built: Built, digest: str, origin: Ori
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What an exported folder says of where its model comes from."""
+    """The evomerge.json of an exported folder, which says where its model comes from."""
     about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     return about
 
 
 def _write_model(folder: Path, bench: Workbench, built: Built) -> None:
-    # The base's own generation config is copied below; transformers refuses to save some that it loads.
+    """Writes weights, configs, tokenizer, and the tensors that training left."""
+    # The base's own generation config is copied below, because transformers loads some that it refuses to save.
     built.model.generation_config = GenerationConfig()
     built.model.save_pretrained(folder, max_shard_size=_SHARD)
     if built.recipe.operators:
@@ -90,6 +96,7 @@ def _write_model(folder: Path, bench: Workbench, built: Built) -> None:
 
 
 def _copy(folder: Path, out: Path, *patterns: str) -> None:
+    """Copies the files of a folder whose names match a pattern."""
     for pattern in patterns:
         for file in folder.glob(pattern):
             if file.is_file():
@@ -97,6 +104,6 @@ def _copy(folder: Path, out: Path, *patterns: str) -> None:
 
 
 def _write_portable(path: Path) -> None:
-    """Says what the config says of positions also in the keys that older readers know."""
+    """Rewrites a config.json so that it describes positions in the keys that older readers know, too."""
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(rope.portable(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Candidates as ordinary Hugging Face folders: what is written is checked to be what was scored."""
+"""Candidates as ordinary Hugging Face folders, which are checked to hold the model that was scored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _UNKNOWN = Origin()
 
 
 def export_trial(plan: Plan, trial: Trial, out: Path, progress: Progress) -> Path:
-    """Builds a trial's model again, in a folder that transformers loads.
+    """Builds a trial's model again, in a new folder that transformers loads, and returns the folder's path.
 
     Raises:
         StudyError: the trial failed, or `out` exists, or the model is not the one that was scored.
@@ -47,7 +47,7 @@ def export_trial(plan: Plan, trial: Trial, out: Path, progress: Progress) -> Pat
 
 
 def export_recipe(path: Path, out: Path, progress: Progress) -> Path:
-    """Builds the model of a recipe file, without a search.
+    """Builds the model of a recipe file or mergekit configuration in a new folder, and returns the folder's path.
 
     Raises:
         ConfigError: the file has faults.
@@ -69,15 +69,18 @@ def build(
     deltas: Path | None = None,
     watch: Watch = unwatched,
 ) -> Path:
-    """Builds the model of a recipe.
+    """Builds the model of a recipe in a new folder, and returns the folder's path.
 
     Args:
         survey: what the recipe's checkpoints are.
-        deltas: folder of what its training operators left, where they have trained already.
-        watch: is told of training, see `operators.Context`.
+        out: the folder to make.
+        progress: is told of each step.
+        deltas: the folder of the tensors that its training operators left, where they have trained already.
+        watch: is told of the steps of training, see `operators.Context`.
 
     Raises:
-        CandidateError: it cannot be built. StudyError: `out` exists, or cannot be written.
+        CandidateError: the model cannot be built.
+        StudyError: `out` exists, or cannot be written.
     """
     cache = out.parent / f".{out.name}.tables"
     try:
@@ -87,7 +90,7 @@ def build(
 
 
 def _certificate(path: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """The study's certificate, if there is a sound one for this recipe."""
+    """The certificate in a file, if there is an undamaged one for this recipe; else None."""
     try:
         certificate = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -122,7 +125,12 @@ def _write(
     origin: Origin = _UNKNOWN,
     watch: Watch = unwatched,
 ) -> Path:
-    """Builds a recipe, writes it aside, loads it again to compare, and puts it in its place."""
+    """Builds a recipe, writes its folder aside, loads it again to compare, and moves it to its place.
+
+    Raises:
+        CandidateError: the model cannot be built.
+        StudyError: `out` exists or cannot be written, or the model is not the one that was scored.
+    """
     out = out.resolve()
     writing.refuse_existing(out)
     aside = writing.folder_aside(out)
@@ -131,7 +139,7 @@ def _write(
     bench = Workbench(setup)
     built = bench.build(recipe, watch)
     digest = _sound_digest(built.model, origin.weights_sha256)
-    # mergekit reads the files' own names, and knows an adapter by its base.
+    # mergekit merges files as they are, so converted tensors and adapters cannot be expressed in its configuration.
     mergekit = mergekit_yaml.write(built.recipe, survey.names) if survey.plain else None
     progress("writing")
     with writing.saving(out):
@@ -150,10 +158,11 @@ def _sound_digest(model: Any, scored: str | None) -> str:
     """The hash of a model's weights.
 
     Args:
-        scored: the hash that they must have; None if any will do.
+        scored: the hash that the weights must have; None if any hash will do.
 
     Raises:
-        CandidateError: a weight is not finite. StudyError: the hash is another one.
+        CandidateError: a weight is not finite.
+        StudyError: the hash is another one.
     """
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):

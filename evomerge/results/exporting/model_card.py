@@ -22,9 +22,12 @@ def model_card(
     *,
     mergekit: bool,
 ) -> ModelCard:
-    """The folder's README.md: what it is, how it was made, what it scores.
+    """The README.md of an exported folder: what the model is, how it was made, and what it scores.
 
     Args:
+        digest: the hash of the model's weights.
+        scores: the trial's number and scores, see `contents.Origin`.
+        certificate: the result of `evomerge certify`.
         mergekit: whether the folder has a mergekit.yaml.
     """
     models = [recipe.base, *recipe.experts.values()]
@@ -62,7 +65,7 @@ def model_card(
 
 
 def _what_followed(recipe: Recipe) -> str:
-    """What happened to the model after the merge, in a sentence."""
+    """A sentence on the operators and the training after the merge."""
     names = [step.name for step in recipe.operators]
     trained = any(step.delta for step in recipe.operators)
     after = f"After the merge: {', '.join(f'`{name}`' for name in names)}. " if names else ""
@@ -74,11 +77,13 @@ _SEARCH_NOTE = "The search chose the model by these documents, so expect less on
 
 
 def _shown(model: str) -> str:
-    """A Hub id as it is; of a local path its last part alone, which tells nothing of the machine."""
+    """A Hub id as it is; the last part of a local path, which tells nothing about the machine."""
     return Path(model).name if Path(model).is_absolute() else model
 
 
 def _portable(recipe: Recipe) -> str:
+    """The recipe file without the paths of this machine."""
+
     def shown(source: Any) -> Any:
         return source.model_copy(update={"model": _shown(source.model)})
 
@@ -89,13 +94,14 @@ def _portable(recipe: Recipe) -> str:
 
 
 def _without_paths(options: Any) -> Any:
-    """Options with files by their names alone."""
+    """An operator's options, in which each file has its name alone."""
     if isinstance(options, dict):
         return {k: _shown(v) if k == "path" else _without_paths(v) for k, v in options.items()}
     return [_without_paths(one) for one in options] if isinstance(options, list) else options
 
 
 def _score_table(scores: dict[str, Any]) -> str:
+    """A Markdown table of a trial's scores."""
     lines = ["| task | metric | climbed |", "|---|---|---|"]
     lines += [
         f"| {task} | {value:.4f} | {scores['climbed'][task]:.4f} |" for task, value in scores["tasks"].items()
@@ -104,6 +110,7 @@ def _score_table(scores: dict[str, Any]) -> str:
 
 
 def _certificate_table(certificate: dict[str, Any]) -> str:
+    """A Markdown table of the models on the hold-out documents."""
     tasks = list(certificate["models"][0]["tasks"])
     lines = [f"| model | {' | '.join(tasks)} | mean | winner minus this |", "|---" * (len(tasks) + 3) + "|"]
     for model in certificate["models"]:

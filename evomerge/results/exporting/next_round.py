@@ -1,8 +1,8 @@
 """The next round: a study's winner becomes an expert of a new experiment.
 
-What training added lies outside of what the experts span, so that no genome of the same study can say it.
-As a parent of the next study it is merged like any other. Each study stays a search of one fixed function,
-and resumes by itself.
+Training moves a model out of the space that the experts span, so no genome of the same study can express it. As an
+expert of the next study it is merged like any other. So each study searches one fixed function, and is resumed
+without the others.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from evomerge.studies.folder import DELTAS
 from evomerge.studies.plan import Plan, recipe_of
 from evomerge.studies.trials import Trial
 
-NAME = "promoted"
-MODEL, EXPERIMENT, STUDY = "model", "experiment.yaml", "study"
+NAME = "promoted"  # the name of the new expert; it gets a number where there is one already
+MODEL, EXPERIMENT, STUDY = "model", "experiment.yaml", "study"  # what the next round's folder holds
 
 
 def promote(plan: Plan, trial: Trial, folder: Path, progress: Progress) -> Path:
     """Makes the next round of a study: its winner's model, and an experiment that has it as one more expert.
 
-    The model is the merge, and what it was trained to; operators that act on every candidate will act on those of
-    the next round, too, and are left out. The experiment is the study's own in all else.
+    The model is the merge with its training. Operators that act on every candidate are left out of it, because they
+    act on the candidates of the next round, too. In all else the experiment is the study's own.
 
     Args:
-        folder: to make; it holds the model, the experiment, and later its study.
+        folder: the folder to make. It holds the model, the experiment, and later its study.
 
     Returns:
-        the experiment file.
+        The path of the experiment file.
 
     Raises:
-        StudyError: the trial failed, or its training cannot be told from its other operators, or `folder` exists.
+        StudyError: the trial failed, its training cannot be separated from its other operators, or `folder` exists.
     """
     if trial.value is None:
         raise StudyError(f"trial {trial.number} failed ({trial.reason}); choose another one")
@@ -70,7 +70,11 @@ def promote(plan: Plan, trial: Trial, folder: Path, progress: Progress) -> Path:
 
 
 def _kept(plan: Plan, trial: Trial, recipe: Recipe, position: int, folder: Path) -> OperatorStep:
-    """A training step by what came of it, which is copied to a folder."""
+    """A training step that names the tensors it left, which are copied to a folder.
+
+    Raises:
+        StudyError: the tensors are gone or damaged, or were trained after operators that would act twice.
+    """
     step, record = recipe.operators[position], trial.training_records[recipe.operators[position].name]
     if record.get("method") == "full" and any(not trains(one) for one in recipe.operators):
         raise StudyError(
@@ -78,8 +82,8 @@ def _kept(plan: Plan, trial: Trial, recipe: Recipe, position: int, folder: Path)
             "these would act twice; train with method: lora, or promote an `evomerge export` of your own"
         )
     left = plan.folder / DELTAS / delta_file(recipe, position)
-    found = hashed_tensors.read(left)
-    if found is None or found[1][hashed_tensors.HASH] != record["sha256"]:
+    tensors = hashed_tensors.read(left)
+    if tensors is None or tensors[1][hashed_tensors.HASH] != record["sha256"]:
         raise StudyError(
             f"{left}, which training left, is gone or damaged; `evomerge export` of the trial trains again"
         )
@@ -88,5 +92,6 @@ def _kept(plan: Plan, trial: Trial, recipe: Recipe, position: int, folder: Path)
 
 
 def _new_name(experts: Iterable[str]) -> str:
+    """A name that no expert has."""
     names = (NAME if number == 1 else f"{NAME}{number}" for number in itertools.count(1))
     return next(name for name in names if name not in experts)

@@ -1,7 +1,7 @@
 """Operators on one model, without a search: `evomerge extend` and `evomerge distill`.
 
-The model is a merge of itself alone, with the operator after it, so that what comes out has a recipe, is checked
-like any export, and is built again from it by `evomerge merge`.
+The model is treated as a merge of itself alone, with the operator after it. So the result has a recipe, is checked
+like any export, and can be built again from the recipe by `evomerge merge`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from evomerge.scoring.documents import texts
 from evomerge.searching.spaces.operator_genes import Operator, located
 from evomerge.studies.candidates import operating
 
-STUDENT = "student"
-_ROWS = 4  # texts that a loss is measured on
-_MOST = 4096  # tokens of each
+STUDENT = "student"  # the name of the model itself among the teachers
+_ROWS = 4  # the number of texts that a loss is measured on
+_MOST = 4096  # the greatest number of tokens of such a text
 
 
 def extend(
@@ -40,12 +40,16 @@ def extend(
 
     Args:
         model: a folder, or a Hub id with optional @revision.
-        options: of `operators.context_extension`.
-        text: to measure on, see `long_context`.
+        out: the folder to make.
+        options: the options of `operators.context_extension`.
+        progress: is told of each step.
+        text: the name or path of the text to measure on, see `scoring.documents.texts`.
+        dtype: the dtype to load and write the model in; `auto` is the model's own.
 
     Returns:
-        plain values: the operator's options, the lengths in tokens, and the mean log-loss in nats per token before
-        and after, `inside` the old length and `beyond` it (None where the text or the new length ends before).
+        Plain values: the operator's options, the lengths in tokens, and the mean log-loss in nats per token
+        `before` and `after`, each `inside` the old length and `beyond` it (None where the text or the new length
+        ends there).
 
     Raises:
         EvomergeError: the model or the options do not do, or `out` cannot be written.
@@ -75,18 +79,22 @@ def distill(
     seed: int = 0,
     dtype: str = "auto",
 ) -> dict[str, Any]:
-    """Trains a model on what others answer, into a new folder.
+    """Trains a model on the answers of other models, into a new folder.
 
     Args:
         model: a folder, or a Hub id with optional @revision.
-        teachers: name -> such a model, of the same shapes and vocabulary. `options` may also name `student`, the
-            model as it is.
-        options: of `operators.distillation`; paths are relative to the working directory.
-        watch: is told of each step.
+        out: the folder to make.
+        teachers: name -> a model of the same shapes and vocabulary. `options` may also name the teacher `student`,
+            which is the model as it is before training.
+        options: the options of `operators.distillation`. Paths are relative to the working directory.
+        progress: is told of each step of the export.
+        watch: is told of each step of the training.
+        seed: the seed of all that is drawn.
+        dtype: the dtype to load and write the model in; `auto` is the model's own.
 
     Returns:
-        plain values: the operator's options and its record: `before` and `after` are losses on texts that it is
-        trained on, `loss` is that of each step.
+        Plain values: the operator's options and its record. `before` and `after` are losses on texts that the model
+        is trained on, and `loss` has the loss of each step.
 
     Raises:
         EvomergeError: a model, a file or an option does not do, or `out` cannot be written.
@@ -105,11 +113,12 @@ def distill(
 
 
 def _source(model: str) -> Source:
+    """The source of a model folder, relative to the working directory, or of a Hub id."""
     return relocate(Source.model_validate(parse_source(model)), Path.cwd())
 
 
 def _step(name: str, options: Mapping[str, Any]) -> OperatorStep:
-    """An operator with its options; files are relative to the working directory.
+    """A step of a recipe: an operator with its options, whose files are relative to the working directory.
 
     Raises:
         ConfigError: with all faults of the options.
@@ -125,7 +134,11 @@ def _step(name: str, options: Mapping[str, Any]) -> OperatorStep:
 
 
 def _recipe(survey: Survey, weights: Mapping[str, float], step: OperatorStep, seed: int) -> Recipe:
-    """One model as a merge of itself, with an operator after it."""
+    """The recipe of one model as a merge of itself, with an operator after it.
+
+    Args:
+        weights: expert -> its weight, 1 for the model and 0 for all others.
+    """
     return Recipe.model_validate(
         {
             "method": "linear",
@@ -141,14 +154,15 @@ def _recipe(survey: Survey, weights: Mapping[str, float], step: OperatorStep, se
 
 
 def _length(model: Any) -> int:
+    """The longest text that a live model is meant for, in tokens."""
     return int(model.config.get_text_config().max_position_embeddings)
 
 
 def _text(text: str) -> str:
-    """A text by its name or path.
+    """The content of a text, by its name or path.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such text.
     """
     try:
         return texts.read_text(text, Path.cwd()).decode("utf-8", "replace")
@@ -157,9 +171,9 @@ def _text(text: str) -> str:
 
 
 def _losses(folder: Path, dtype: str, content: str, old: int, new: int) -> dict[str, float | None]:
-    """A model's mean log-loss, inside the old length and beyond it, on pieces of a text."""
+    """The mean log-loss of a model on pieces of a text, in nats per token, inside the old length and beyond it."""
     model, length = load_model(folder, dtype, "cpu"), min(new, _MOST)
-    # A token is at least a byte: so much text is enough, and the rest need not be tokenized.
+    # With up to eight characters a token so much text is enough for all pieces, and the rest need not be tokenized.
     ids = load_tokenizer(folder)(content[: 8 * _ROWS * length], return_tensors="pt").input_ids[0]
     rows = [row for row in ids.split(length) if len(row) == length][:_ROWS] or [ids[:length]]
     inside, beyond = [], []
@@ -173,5 +187,6 @@ def _losses(folder: Path, dtype: str, content: str, old: int, new: int) -> dict[
 
 
 def _mean(losses: list[torch.Tensor]) -> float | None:
+    """The mean of all losses; None if there is none."""
     every = torch.cat(losses)
     return float(every.mean()) if len(every) else None

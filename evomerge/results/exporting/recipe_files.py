@@ -18,16 +18,24 @@ from evomerge.recipes.recipe import Recipe
 
 
 class _Models(Strict):
+    """The keys of a recipe file that name its models."""
+
     base: SourceField
     experts: dict[str, SourceField]
     vocabulary: Vocabulary | None = None
 
 
 def read_recipe(path: Path, progress: Progress) -> tuple[Recipe, Survey]:
-    """A recipe file, or mergekit's, with its checkpoints opened; `layers` and `dtype` may be left to the base.
+    """Reads a recipe file or a mergekit configuration, and opens its checkpoints.
+
+    Where a recipe file has no `layers` or `dtype`, they are the base's.
+
+    Returns:
+        The recipe, in which each source has its hash; and what its checkpoints are.
 
     Raises:
-        ConfigError, CheckpointError: as `export_recipe`.
+        ConfigError: the file has faults.
+        CheckpointError: a checkpoint is missing, does not fit, or is not the one that the recipe names.
     """
     data = yaml.read_yaml(path)
     if mergekit_yaml.is_one(data):
@@ -54,7 +62,7 @@ def read_recipe(path: Path, progress: Progress) -> tuple[Recipe, Survey]:
 
 
 def _read_mergekit(path: Path, data: dict[str, Any], progress: Progress) -> tuple[Recipe, Survey]:
-    """A mergekit configuration as `read_recipe` gives it. Its paths are relative to the working directory."""
+    """Reads a mergekit configuration, see `read_recipe`. Its paths are relative to the working directory."""
     config = mergekit_yaml.read(str(path), data)
     base = relocate(config.base, Path.cwd())
     experts = {name: relocate(source, Path.cwd()) for name, source in config.experts.items()}

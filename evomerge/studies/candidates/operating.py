@@ -1,4 +1,4 @@
-"""A recipe's operators: whether they fit a model, how far it reads after them, and the files that they leave."""
+"""A recipe's operators: whether they fit a model, which texts it reads after them, and which files they leave."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from evomerge.recipes.recipe import OperatorStep, Recipe
 def check_operators(base: Source, experts: Iterable[str], steps: Sequence[OperatorStep]) -> None:
     """Refuses operators that cannot act on a model.
 
-    Training operators are checked last, on the model as the sound pure ones leave it.
+    Training operators are checked last, on the model as the pure operators without faults leave it.
 
     Args:
+        base: the base, whose config the merged model has.
         experts: the experts' names.
+        steps: the operators with their options, in any order.
 
     Raises:
         ConfigError: with the faults of all operators.
@@ -41,7 +43,7 @@ def check_operators(base: Source, experts: Iterable[str], steps: Sequence[Operat
 
 
 def _teacher_faults(teachers: Collection[str], experts: Sequence[str]) -> list[str]:
-    """What is wrong with the names of the models to learn from."""
+    """The faults of the names of the models to learn from; [] if they are right."""
     models = ["base", *experts]
     faults = [
         f"teachers: there is no model {name!r}.{suggest(name, models)}"
@@ -53,7 +55,7 @@ def _teacher_faults(teachers: Collection[str], experts: Sequence[str]) -> list[s
 
 
 def _extended(config: Any, length: int | None) -> Any:
-    """A copy of a config whose model reads texts of `length` tokens; None leaves its own length."""
+    """A copy of a transformers config whose model reads texts of `length` tokens; None leaves its own length."""
     extended = copy.deepcopy(config)
     if length is not None:
         extended.get_text_config().max_position_embeddings = length
@@ -61,7 +63,11 @@ def _extended(config: Any, length: int | None) -> Any:
 
 
 def longest_text(base: Source, steps: Sequence[OperatorStep]) -> int | None:
-    """The longest text, in tokens, that sound operators make a model fit for; None if they do not change it."""
+    """The longest text, in tokens, that operators make a model fit for; None if they do not change that length.
+
+    Args:
+        steps: operators that `check_operators` has nothing against.
+    """
     config = _config(base) if steps else None
     reaches = []
     for step in steps:
@@ -85,7 +91,8 @@ def _config(base: Source) -> Any:
 def delta_file(recipe: Recipe, position: int) -> str:
     """The name of the file that the training operator at a position of the recipe leaves.
 
-    It is named by the sha256 of its content where the recipe says that, else by the sha256 of all that decides it.
+    The file is named by the sha256 of its tensors where the recipe has that, else by the sha256 of the recipe up to
+    this operator, which decides them.
     """
     return f"{recipe.operators[position].delta or recipe_until(recipe, position).sha256}.safetensors"
 

@@ -1,4 +1,4 @@
-"""What is known of a candidate that was built and scored."""
+"""What is known of a candidate that was built and scored: its value, its metrics and what they took."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from evomerge.scoring.measured import Measured
 from evomerge.scoring.reports import Report
 from evomerge.searching.objective import Objective
 
-PHASES = ("merge", "operators", "scoring")  # of an evaluation, as `Score.seconds` has them
+PHASES = ("merge", "operators", "scoring")  # the phases of an evaluation, which are the keys of `Score.seconds`
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Score:
     """What is known of an evaluated candidate.
 
     Attributes:
-        value: the objective's value of what was climbed.
-        measured: the scores that the report comes to.
-        report: per-document results of each task.
+        value: the objective's value, from the climbed metrics.
+        measured: the reported and the climbed metric of each entry.
+        report: the results on each document of each task.
         groups: entry of the fitness -> the tasks of the report that it stands for.
-        seconds: seconds spent in merge, operators and scoring.
+        seconds: phase, see `PHASES` -> the seconds spent in it.
         weights_sha256: the hash of the merged weights, see `files.hashing.sha256`; None if it was not asked for.
-        training_records: training operator -> its record of what it did and took.
+        training_records: name of a training operator -> its record of the training.
     """
 
     value: float
@@ -38,9 +38,10 @@ class Score:
 
 
 def objective_of(entries: Sequence[Entry], sizes: Mapping[str, int]) -> Objective:
-    """The objective of a fitness's entries.
+    """The objective that entries of a fitness make up.
 
-    sizes: entry -> the number of its documents.
+    Args:
+        sizes: entry -> the number of its documents.
     """
     return Objective(
         {entry.task: sizes[entry.task] for entry in entries}, {entry.task: entry.weight for entry in entries}

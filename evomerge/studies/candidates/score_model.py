@@ -21,17 +21,28 @@ from evomerge.studies.candidates.score import objective_of
 def score_model(
     model: str, fitness: Fitness, entries: Sequence[Entry], *, dtype: str, threads: int
 ) -> dict[str, Any]:
-    """The scores of a model folder or Hub id, as plain values.
+    """Scores a model, and returns plain values.
+
+    Args:
+        model: a folder, or a Hub id with optional @revision.
+        fitness: the fitness that the entries belong to.
+        entries: the tasks to score.
+        dtype: `float32`, `bfloat16` or `float16`; `auto` is the model's own.
+        threads: the number of CPU threads, where there is no GPU.
+
+    Returns:
+        `fitness` and `mean`; by entry the reported metrics (`tasks`) and the `climbed` ones; by task the number of
+        `documents` and of `truncated` answers; `note`, `weights_sha256`, `model` and `dtype`.
 
     Raises:
         EvomergeError: the model or a task cannot be opened, or a score is not finite.
     """
     if not entries:
         raise ConfigError("fitness", ["holdout: lists no task"])
-    found = Inputs(Source.model_validate(parse_source(model)), {}, where="model")
-    folder = found.folder
+    inputs = Inputs(Source.model_validate(parse_source(model)), {}, where="model")
+    folder = inputs.folder
     if dtype == "auto":
-        dtype = found.dtype
+        dtype = inputs.dtype
     if dtype not in DTYPES:
         raise ConfigError("--dtype", [f"is {dtype!r}; give auto, float32, bfloat16 or float16"])
     device = "cuda" if torch.cuda.is_available() else "cpu"

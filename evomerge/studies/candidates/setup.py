@@ -17,20 +17,23 @@ from evomerge.scoring.fitness import Entry, Fitness
 
 @dataclass(frozen=True)
 class Setup:
-    """All that a workbench is made from. It can be pickled, for it travels to the workers.
+    """All that a workbench is made from. It can be pickled, because it travels to the workers.
 
     Attributes:
         base, experts: sources whose sha256 is known.
-        cache: folder of the methods' tables and of the tensors that had to be made, see `models.family`.
-        fitness, entries: the tasks to score: some of the fitness's entries. Without any, candidates can be built
-            but not scored.
+        dtype: the dtype of merged models.
+        cache: the folder of the methods' tables and of converted tensors, see `models.family`.
+        device, threads: where the live model lies, as torch names it, and the number of its CPU threads.
+        compiled: whether merges are compiled.
+        fitness, entries: the fitness, and those of its entries that are scored. Without entries candidates can be
+            built but not scored.
         hash_weights: whether each score carries the sha256 of the merged weights.
         vocabulary: what to do where the experts' vocabularies differ.
-        answers: folder of what candidates have answered, see `scoring.answers`; None keeps nothing.
-        deltas: folder of what training operators leave; None is one in the cache.
-        trained: name of a file in it -> the sha256 of the tensors that it had when its candidate was scored.
-        max_length: tokens of the longest prompt with its answer, where operators extend the model's context; None
-            takes what the base's configuration says.
+        answers: the folder of candidates' answers, see `scoring.answers`; None keeps no answers.
+        deltas: the folder of the tensors that training operators leave; None is a folder in the cache.
+        trained: name of a file in `deltas` -> the sha256 of its tensors when its candidate was scored.
+        max_length: the tokens of the longest prompt with its answer, where operators extend the model's context;
+            None takes the length that the base's config has.
     """
 
     base: Source
@@ -53,15 +56,22 @@ class Setup:
 def open_inputs(
     setup: Setup, progress: Progress = lambda text: None, *, whole: bool = False
 ) -> tuple[Checkpoint, dict[str, Checkpoint]]:
-    """The base and the experts of a setup, see `Inputs.open`.
+    """Opens the base and the experts of a setup, see `models.family.Inputs.open` for the arguments.
+
+    Returns:
+        The base, and name of an expert -> expert.
 
     Raises:
-        CheckpointError: one is missing, damaged, or does not fit.
+        CheckpointError: a checkpoint is missing, damaged, or does not fit.
     """
     return Inputs(setup.base, setup.experts, setup.vocabulary).open(Path(setup.cache), progress, whole=whole)
 
 
 def prepare(setup: Setup, recipes: Sequence[Recipe], names: Sequence[str], progress: Progress) -> None:
-    """Makes the inputs' tensors and computes the tables that recipes look up, once for all workers."""
+    """Converts tensors where that is needed, and computes the tables that recipes look up, once for all workers.
+
+    Args:
+        names: the names of the live model's parameters.
+    """
     base, experts = open_inputs(setup, progress, whole=True)
     merger.prepare(base, experts, names, recipes, Path(setup.cache), progress)

@@ -37,7 +37,7 @@ from evomerge.studies.candidates.operating import delta_file, recipe_until, trai
 from evomerge.studies.candidates.score import Score, objective_of
 from evomerge.studies.candidates.setup import Setup
 
-_DELTAS = "deltas"  # the folder of what training operators leave, in the cache
+_DELTAS = "deltas"  # the folder in the cache for the tensors that training operators leave, if there is no other
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ class Built:
     """A candidate as a live model.
 
     Attributes:
+        model: the live transformers model.
         recipe: its recipe, in which each training operator names the tensors that it left by their sha256.
         files: sha256 of such tensors -> the file that has them.
-        training_records: training operator -> its record of what it did and took.
+        training_records: name of a training operator -> its record of the training.
     """
 
     model: Any
@@ -60,8 +61,10 @@ class Workbench:
     """One live model that candidates are merged into, and the tasks that score it.
 
     Attributes:
-        folder: the base's.
+        setup: what it was made from.
+        folder: the base's folder.
         added: the tokens that the tokenizer has besides the base's own -> their ids.
+        model, tokenizer, merger, scorer: its parts; `scorer` is None where there is no task.
         note: what people should know of how it scores; None where there is nothing to tell.
 
     Raises:
@@ -74,28 +77,28 @@ class Workbench:
         if setup.device == "cpu":
             torch.set_num_threads(setup.threads)
         self.setup = setup
-        found = Inputs(setup.base, setup.experts, setup.vocabulary)
-        base, experts = self._opened = found.open(Path(setup.cache))
-        self.folder, self.added, self._rows = found.folder, found.added, found.rows
-        self.model = load_model(found.folder, setup.dtype, setup.device, found.rows)
-        self.tokenizer = found.tokenizer()
+        inputs = Inputs(setup.base, setup.experts, setup.vocabulary)
+        base, experts = self._opened = inputs.open(Path(setup.cache))
+        self.folder, self.added, self._rows = inputs.folder, inputs.added, inputs.rows
+        self.model = load_model(inputs.folder, setup.dtype, setup.device, inputs.rows)
+        self.tokenizer = inputs.tokenizer()
         self.merger = Merger(self.model, base, experts, Path(setup.cache), setup.compiled)
         self.scorer = open_scorer(self.model, self.tokenizer, setup.fitness, setup.entries, setup.max_length)
         self.note = None if self.scorer is None else self.scorer.note
 
     @property
     def documents(self) -> dict[str, int]:
-        """Entry of the fitness -> the number of its documents, those of a group's tasks behind each other."""
+        """Entry of the fitness -> the number of its documents; a group has those of all its tasks."""
         return {} if self.scorer is None else entry_sizes(self.scorer.expanded, self.scorer.documents)
 
     def evaluate(self, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None = None) -> Score:
-        """Builds the candidate in the live model and scores it: forwards what it has not answered before.
+        """Builds the candidate in the live model and scores it. Answers that are kept are not computed again.
 
         Args:
             documents: entry of the fitness -> ids of the documents to score; all by default.
 
         Raises:
-            CandidateError: it could not be built or scored.
+            CandidateError: the candidate could not be built or scored.
         """
         scorer, seconds = self._scorer(), dict[str, float]()
         with self._in_memory(), ExitStack() as undo:
@@ -116,14 +119,17 @@ class Workbench:
         """Builds the candidate, and finds the slope of its value in all its coefficients by one backward pass.
 
         Args:
-            documents: entry of the fitness -> ids of the documents to climb; all by default. Entries left out take
-                no part.
+            documents: entry of the fitness -> ids of the documents to climb; all by default. Entries that are left
+                out take no part.
 
-        Returns: the score of what was climbed alone: smooth stand-ins for metrics that have no slope, see
-            `scoring.backward`, in the place of reported metrics as well; and `Gradient.tables`.
+        Returns:
+            The score, and the slope as `merging.gradients.Gradient.tables` gives it. The score has climbed metrics
+            only, also in the place of the reported ones. A metric that has no slope is replaced by a smooth
+            stand-in, see `scoring.backward`.
 
         Raises:
-            CandidateError: it could not be built or scored, has operators, or a method without derivatives.
+            CandidateError: the candidate could not be built or scored, has operators, or has a method without
+                derivatives.
             ConfigError: a climbed metric has no slope and no stand-in.
         """
         scorer, seconds, entries = self._scorer(), dict[str, float](), self.setup.entries
@@ -150,39 +156,44 @@ class Workbench:
 
     @property
     def objective(self) -> Objective:
-        """The objective of the entries, bound to the documents that the built tasks have."""
+        """The objective of the setup's entries, bound to the documents that their tasks have."""
         return objective_of(self.setup.entries, self.documents)
 
     def _scorer(self) -> Scorer:
+        """The scorer; refuses a candidate where there is none."""
         if self.scorer is None:
             raise CandidateError("there is no task to score it on")
         return self.scorer
 
     def _by_task(self, documents: Mapping[str, Sequence[int]] | None) -> dict[str, list[int]] | None:
+        """Task -> ids of its documents, from the ids of entries; None for all documents."""
         if documents is None:
             return None
         scorer = self._scorer()
         return ids_by_task(scorer.expanded, scorer.documents, documents)
 
     def _digest(self) -> str | None:
+        """The hash of the merged weights, if the setup asks for it."""
         return self.merger.sha256() if self.setup.hash_weights else None
 
     @contextmanager
     def _in_memory(self) -> Iterator[None]:
-        """Makes a model or batch that does not fit in memory a failure of the candidate."""
+        """Turns the error of a model or batch that does not fit in memory into a failure of the candidate."""
         try:
             yield
         except torch.OutOfMemoryError as error:
             raise CandidateError(f"out of memory on {self.setup.device}: {first_line(error)}") from error
 
     def build(self, recipe: Recipe, watch: Watch = unwatched) -> Built:
-        """The candidate as a live transformers model, for export. Its operators are not undone, so the workbench
-        can build no other candidate afterwards.
+        """Builds the candidate as a live transformers model, for export.
 
-        watch: is told of training.
+        Its operators are not undone, so the workbench can build no other candidate afterwards.
+
+        Args:
+            watch: is told of the steps of training.
 
         Raises:
-            CandidateError: it cannot be built.
+            CandidateError: the candidate cannot be built.
         """
         self.merger.apply(recipe)
         records = self._operate(recipe, ExitStack(), watch)
@@ -196,7 +207,10 @@ class Workbench:
         return Built(self.model, recipe.model_copy(update={"operators": tuple(steps)}), files, records)
 
     def _answers(self, recipe: Recipe) -> Answers | None:
-        """What the candidate has answered before. A GPU rounds otherwise than a CPU, so its answers are others."""
+        """The candidate's answers that are kept; None if the setup keeps none.
+
+        A GPU rounds differently from a CPU, so the answers of each are kept apart.
+        """
         if self.setup.answers is None:
             return None
         device = torch.device(self.setup.device).type
@@ -205,10 +219,16 @@ class Workbench:
     def _operate(self, recipe: Recipe, undo: ExitStack, watch: Watch = unwatched) -> dict[str, Any]:
         """Applies the recipe's operators in their order.
 
-        Returns: training operator -> its record.
+        Args:
+            undo: is given what puts back the changes of the operators.
+            watch: is told of the steps of training.
+
+        Returns:
+            Name of a training operator -> its record of the training.
 
         Raises:
-            CandidateError: one cannot work on this candidate, or the file that it left is missing or another.
+            CandidateError: an operator cannot work on this candidate, or the file that it left before is missing or
+                has changed.
         """
         records = {}
         models = {**recipe.experts, "base": recipe.base}
@@ -235,7 +255,7 @@ class Workbench:
         return records
 
     def _check_trained(self, step: OperatorStep, kept: Path, sha256: str) -> None:
-        """Checks that the tensors which training left are those that it left when the candidate was scored."""
+        """Checks that training left the same tensors as when the candidate was scored."""
         if step.delta not in (None, sha256):
             raise CandidateError(f"{kept} is not what training left; copy it again")
         if self.setup.trained.get(kept.name, sha256) != sha256:
@@ -247,11 +267,11 @@ class Workbench:
             )
 
     def _delta(self, recipe: Recipe, position: int) -> Path:
-        """The file that the training operator at a position leaves."""
+        """The file that the training operator at a position of the recipe leaves."""
         return Path(self.setup.deltas or Path(self.setup.cache) / _DELTAS) / delta_file(recipe, position)
 
     def _parent(self, recipe: Recipe, name: str) -> Any:
-        """A model of its own that a recipe merges, as it is before any operator."""
+        """A new live model: the base or expert of that name, as the recipe merges it, before any operator."""
         model = load_model(self.folder, self.setup.dtype, self.setup.device, self._rows)
         cache = Path(self.setup.cache)
         Merger(model, *self._opened, cache, self.setup.compiled).apply(parent_recipe(recipe, name))
@@ -260,7 +280,7 @@ class Workbench:
 
 @contextmanager
 def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Notes the seconds that a phase takes."""
+    """Notes in `seconds` how long a phase takes."""
     start = time.perf_counter()
     yield
     seconds[phase] = time.perf_counter() - start

@@ -11,7 +11,7 @@ from evomerge.studies.workers.jobs import Job, Outcome, evaluate
 
 
 class InlinePool:
-    """Evaluates in this process."""
+    """Evaluates in this process, one candidate at a time. See `jobs.Pool`."""
 
     size = 1
 
@@ -21,11 +21,15 @@ class InlinePool:
         self.documents = self.workbench.documents
 
     def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
-        """Evaluates the jobs in their order."""
+        """Evaluates the jobs in their order.
+
+        Raises:
+            StudyError: a job is None, for which nobody could wait here.
+        """
         for job in jobs:
             if job is None:
                 raise StudyError("the sampler waits, but nothing is under way")
             yield job if isinstance(job, Outcome) else evaluate(self.workbench, job)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Does nothing: there are no workers to end."""

@@ -1,4 +1,4 @@
-"""What is asked of a worker, and what comes back."""
+"""Jobs for workers, their outcomes, and the pool of workers as a protocol."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from evomerge.studies.candidates.workbench import Workbench
 
 @dataclass(frozen=True)
 class Job:
-    """A candidate to evaluate. `key` comes back with its outcome.
+    """A candidate to evaluate.
 
     Attributes:
+        key: comes back with the outcome.
         documents: entry of the fitness -> ids of the documents to score; None for all.
         gradient: whether the slope in the recipe's coefficients is wanted.
     """
@@ -30,10 +31,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: a score, and the slope if it was wanted; or the reason that there is none.
+    """What became of a job: a score, or the reason why there is none.
 
     Attributes:
-        from_disk: whether the score was kept from an earlier time, and no worker was asked.
+        key: the job's key.
+        score: the score; None if the candidate failed.
+        reason: why the candidate failed; None if it did not.
+        slope: the slope, if it was wanted, see `merging.gradients.Gradient.tables`.
+        from_disk: whether the score was read from disk, and no worker was asked.
     """
 
     key: int
@@ -44,10 +49,11 @@ class Outcome:
 
 
 class Pool(Protocol):
-    """Evaluates jobs. Outcomes come as they are ready, in any order.
+    """Evaluates jobs.
 
     Attributes:
-        size: how many at once. note: what people should know of how they are evaluated, if anything.
+        size: how many jobs it evaluates at once.
+        note: what people should know of how candidates are scored; None where there is nothing to tell.
         documents: entry of the fitness -> the number of its documents.
     """
 
@@ -56,15 +62,19 @@ class Pool(Protocol):
     documents: dict[str, int]
 
     def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
-        """Evaluates the jobs, at most `size` at once. The next is taken when a worker is free for it; None says
-        that there is none before some outcome is known. An outcome among them comes back as it is."""
+        """Evaluates jobs, at most `size` at once. Outcomes come as they are ready, in any order.
+
+        Args:
+            jobs: the next one is taken when a worker is free for it. None says that there is no other before some
+                outcome is known. An outcome among them comes back as it is.
+        """
 
     def close(self) -> None:
         """Ends the workers."""
 
 
 def evaluate(workbench: Workbench, job: Job) -> Outcome:
-    """One candidate's outcome. No fault of a candidate gets past this line."""
+    """Does a job on a workbench. No error of a candidate gets out of here: it becomes an outcome with a reason."""
     try:
         if job.gradient:
             score, slope = workbench.gradient(job.recipe, job.documents)

@@ -1,4 +1,4 @@
-"""The pool that an experiment asks for."""
+"""Opens the pool that an experiment asks for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Who evaluates candidates: this process, or Ray actors. The same call either way.
+"""A pool that evaluates on Ray actors. This is the only module that imports ray.
 
-A worker lives as long as the study. A failed candidate is a value with its reason; a dead worker is replaced
-and its candidate tried again. The only module that imports ray.
+A worker lives as long as the study. A candidate that fails is an outcome with its reason. A worker that dies is
+replaced, and its candidate is tried again.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ class _Worker:
     """The actor: a workbench in a process of its own."""
 
     def open(self, setup: Setup) -> tuple[str | None, str | None, dict[str, int]]:
-        """Makes the workbench; returns what is wrong with the input, the workbench's note, if anything, and the
-        numbers of documents."""
+        """Makes the workbench.
+
+        Returns:
+            What is wrong with the setup, None if nothing is; the workbench's note; and its numbers of documents.
+        """
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
         try:
             self.workbench = Workbench(setup)
@@ -41,19 +44,23 @@ class _Worker:
         return None, self.workbench.note, self.workbench.documents
 
     def evaluate(self, job: Job) -> Outcome:
+        """Does a job on the workbench."""
         return evaluate(self.workbench, job)
 
 
 class RayPool:
-    """Evaluates on Ray actors, one candidate each at a time.
+    """Evaluates on Ray actors, each of which has one candidate at a time. See `jobs.Pool`.
 
     Args:
         config: the experiment's `workers`.
-        setup: for every worker's workbench; its device and threads are filled in here.
+        setup: what every worker's workbench is made from; its device and threads are filled in here.
+
+    Raises:
+        WorkerError: Ray or a worker cannot be started.
     """
 
     def __init__(self, config: Workers, setup: Setup) -> None:
-        # Read by Ray on import. GPUs stay visible to the driver's actors only.
+        # Ray reads these when it is imported. GPUs stay visible to the driver's actors only.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         import ray
@@ -61,8 +68,8 @@ class RayPool:
         self._ray = ray
         self._config = config
         self._started_ray = _start(ray, config)
-        there = ray.cluster_resources()
-        resources = plan_workers(config, int(there.get("CPU", 1)), int(there.get("GPU", 0)))
+        cluster = ray.cluster_resources()
+        resources = plan_workers(config, int(cluster.get("CPU", 1)), int(cluster.get("GPU", 0)))
         self.size = resources.count
         self._setup = dataclasses.replace(setup, device=resources.device, threads=resources.threads)
         self._actor = ray.remote(_Worker).options(
@@ -80,6 +87,7 @@ class RayPool:
             raise
 
     def _open(self, count: int) -> list[Any]:
+        """Starts so many actors, and returns them when all are ready."""
         actors = [self._actor.remote() for _ in range(count)]
         self._actors += actors
         try:
@@ -93,7 +101,7 @@ class RayPool:
         return actors
 
     def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
-        """Evaluates the jobs; outcomes come as they are ready."""
+        """Evaluates the jobs. Outcomes come as they are ready."""
         coming = iter(jobs)
         waiting: deque[tuple[Job, int]] = deque()
         running: dict[Any, tuple[Any, Job, int, float]] = {}
@@ -128,6 +136,7 @@ class RayPool:
             yield from self._overdue(running)
 
     def _overdue(self, running: dict[Any, tuple[Any, Job, int, float]]) -> Iterator[Outcome]:
+        """Gives up jobs that have been running for longer than `workers.timeout`, with their actors."""
         limit = self._config.timeout
         if limit is None:
             return
@@ -138,12 +147,13 @@ class RayPool:
                 yield Outcome(job.key, reason=f"took longer than workers.timeout, {limit:g} s")
 
     def _replace(self, actor: Any) -> None:
+        """Ends an actor and starts another in its place."""
         self._ray.kill(actor)
         self._actors.remove(actor)
         self._idle.extend(self._open(1))
 
     def close(self) -> None:
-        """Ends the workers, and Ray if this pool started it: a Ray that ran before the pool goes on."""
+        """Ends the workers, and Ray if this pool started it. A Ray that ran before the pool goes on."""
         if not self._started_ray:
             for actor in self._actors:
                 self._ray.kill(actor)
@@ -195,7 +205,7 @@ def _start(ray: Any, config: Workers) -> bool:
     """Starts Ray, or joins the cluster at the configured address, unless this process has done so already.
 
     Returns:
-        Whether it did, so that its caller is the one to shut it down.
+        Whether Ray was started or joined here, so that the caller is the one to shut it down.
     """
     if ray.is_initialized():
         return False
@@ -205,6 +215,11 @@ def _start(ray: Any, config: Workers) -> bool:
 
 
 def _init(ray: Any, config: Workers) -> None:
+    """Initializes Ray with its logs turned off.
+
+    Raises:
+        WorkerError: Ray cannot be started, or the cluster cannot be reached.
+    """
     try:
         ray.init(
             address=config.address,
@@ -219,11 +234,13 @@ def _init(ray: Any, config: Workers) -> None:
 
 
 def _thread_limits(threads: int) -> dict[str, str]:
+    """The environment variables that hold a worker's libraries to so many threads."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
     return {**dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _cause(error: BaseException) -> str:
+    """The last line of the error that caused a Ray error."""
     text = str(getattr(error, "cause", None) or error).strip()
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

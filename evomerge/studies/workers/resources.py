@@ -1,4 +1,4 @@
-"""How many workers a machine carries, with how many threads and which GPU each."""
+"""How many workers a machine carries, with how many threads each, and whether each has a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Auto = Literal["auto"]
 
 
 class Workers(Strict):
-    """Who evaluates candidates.
+    """An experiment's `workers`: the processes that evaluate candidates.
 
     Attributes:
         backend: `ray` runs worker processes; `inline` runs in this process.
@@ -47,12 +47,18 @@ class Workers(Strict):
         return self
 
 
-_RAYS_OWN = ("count", "address", "timeout", "retries")  # keys that backend: inline has no use for
+_RAYS_OWN = ("count", "address", "timeout", "retries")  # keys that have no meaning with backend: inline
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What each of `count` workers gets."""
+    """How many workers there are, and what each of them gets.
+
+    Attributes:
+        count: the number of workers.
+        device: `cuda` or `cpu`.
+        threads: the CPU threads of each worker.
+    """
 
     count: int
     device: str
@@ -60,10 +66,14 @@ class Resources:
 
 
 def plan_workers(config: Workers, cores: int, gpus: int) -> Resources:
-    """What `auto` means on a machine of so many cores and GPUs.
+    """Decides on the workers of a machine: what `auto` comes to.
+
+    Args:
+        config: the experiment's `workers`.
+        cores, gpus: the numbers of cores and GPUs that the machine has.
 
     Raises:
-        WorkerError: more GPUs are asked for than there are.
+        WorkerError: there are fewer GPUs than are asked for.
     """
     use = gpus if config.gpus == "auto" else config.gpus
     if use > gpus:
