@@ -28,17 +28,16 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
         experiment: the study's `Experiment`.
         folder: the study's folder.
     """
-    best = best_trial(trials)
+    best, at_end = best_trial(trials), life.ended(Path(folder), len(trials))
     every, trials = trials, [trial for trial in trials if trial.searched]
     finished = [trial for trial in trials if trial.value is not None]
     spent = [trial.seconds for trial in trials if trial.seconds]
-    finished_study = life.ended(Path(folder), len(trials))
     several = experiment.fitness.objective == "pareto"
     second = second_phase.warnings(experiment.experts, experiment.operators, every)
     advised = warnings.after(
         trials,
         warnings.coordinates_of(experiment.space, experiment.operators, trials),
-        ended=finished_study,
+        ended=at_end,
         pareto=several,
         fresh=experiment.sampler.module.FRESH_DOCUMENTS,
     )
@@ -46,7 +45,7 @@ def summary(trials: Sequence[Trial], experiment: Any, folder: str) -> dict[str, 
         "study": folder,
         "candidates": len(trials),
         "budget": experiment.budget.model_dump(exclude_none=True),
-        "finished": finished_study,
+        "finished": at_end,
         "failed": len(trials) - len(finished),
         "generations": 1 + max((trial.generation for trial in trials), default=-1),
         "documents": sum(trial.documents for trial in trials),
@@ -88,7 +87,7 @@ def _warnings(best: Trial, finished: Sequence[Trial], folder: Path) -> list[str]
 
 def trial_json(trial: Trial) -> dict[str, Any]:
     """A trial as plain values: its fields, and the plain `mean` of its reported metrics."""
-    return {**vars(trial), "mean": trial.mean}
+    return {**trial.record(), "mean": trial.mean}
 
 
 def training_rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:

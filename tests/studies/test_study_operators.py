@@ -278,6 +278,7 @@ def test_status_tells_the_phases_apart(write_experiment: Write, both: Any) -> No
     trials = search(plan)
     found = summary.summary(trials, plan.experiment, str(plan.folder))
     assert found["candidates"] == 8
+    assert found["finished"] is True
     rows = found["trained"]
     assert sum(row["name"].startswith("control: ") for row in rows) == 1
     assert [row["after"] for row in rows] == sorted((row["after"] for row in rows), reverse=True)
