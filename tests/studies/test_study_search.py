@@ -33,6 +33,7 @@ pytestmark = pytest.mark.slow
 
 SAMPLERS = plugins.names("samplers")
 MINI: dict[str, Any] = {"batch": 8, "select": 0.25}
+END = 3  # candidates that the end of a search in mini-batches takes: two looks and the winner on all documents
 SPACE: dict[str, Any] = {
     "method": "task_arithmetic",
     "modules": ["attention", "mlp"],
@@ -153,9 +154,9 @@ def test_the_final_value_is_that_of_a_study_that_scores_on_all(lay: Lay, bench: 
 def test_an_interrupted_study_in_mini_batches_goes_on_as_if_it_had_never_stopped(
     name: str, storage: str, lay: Lay, bench: InlinePool
 ) -> None:
-    fidelity = MINI
-    whole = run(lay(name, "whole", fidelity=fidelity, storage=storage), bench)
-    plan = lay(name, "parts", fidelity=fidelity, storage=storage)
+    options: dict[str, Any] = {"budget": {"candidates": 18 + END}, "storage": storage}
+    whole = run(lay(name, "whole", **options), bench)
+    plan = lay(name, "parts", **options)
     for stop in (2, 7):
         with pytest.raises(KeyboardInterrupt):
             run(plan, bench, stop)
@@ -185,7 +186,8 @@ def test_of_several_objectives_the_log_tells_the_same_as_the_scores(name: str, l
 def test_without_waiting_an_interrupted_study_replays_its_log(
     name: str, fidelity: dict[str, Any], lay: Lay, bench: InlinePool
 ) -> None:
-    options = {"mode": "async", "fidelity": fidelity}
+    budget = {"candidates": 18 + (END if fidelity == MINI else 0)}
+    options = {"mode": "async", "fidelity": fidelity, "budget": budget}
     whole = run(lay(name, "whole", **options), bench)
     plan = lay(name, "parts", **options)
     for stop in (3, 6):
