@@ -89,6 +89,8 @@ def _search(plan: Plan, as_json: bool) -> None:
     except KeyboardInterrupt:
         err.print(f"stopped; go on with `evomerge resume {plan.folder}`", soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
+    if earlier and len(trials) == len(earlier):
+        err.print("nothing was added: the budget has no room for one more generation", style="yellow")
     _show(trials, plan.experiment, plan.folder, as_json)
 
 

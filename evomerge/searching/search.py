@@ -67,6 +67,11 @@ class Search:
         rest = self.documents.searching if self.fidelity.final else 0
         return Reserve(looks + self.fidelity.final, rest + looks * self.documents.selecting)
 
+    @property
+    def _looks_between(self) -> int:
+        """How many looks at the incumbent may follow a generation."""
+        return 1 if self.documents.selecting else 0
+
     def run(self) -> None:
         """Runs or resumes the search, generation by generation, until the budget is spent.
 
@@ -81,7 +86,7 @@ class Search:
                 raise StudyError(f"the sampler has nothing to propose for generation {number}")
             lines = self._generation(number, asked)
             if not lines and number == 0:
-                raise StudyError(self.too_small(len(asked.genomes)))
+                raise StudyError(self.too_small(len(asked.genomes), looks=self._looks_between))
             if len(lines) < len(asked.genomes):
                 break
             self.lessons.learn(number, asked, lines)
@@ -94,17 +99,21 @@ class Search:
         """Ends the search after so many generations, with the last looks and the score of the winner."""
         self.incumbent.finish(number, final=self.fidelity.final)
 
-    def too_small(self, size: int) -> str:
+    def too_small(self, size: int, *, looks: int = 0) -> str:
         """The message about a budget that has no room for the first generation.
 
         Args:
             size: how many candidates the search takes to begin with.
+            looks: how many looks at the incumbent may follow these before the end.
         """
         reserve = self.reserve
-        end = f" and {reserve.candidates} candidates and {reserve.documents} documents for its end"
+        needed = f"the budget is too small: the search takes {size} candidates to begin with"
+        if not reserve.documents:
+            return f"{needed}; raise it"
+        least = size + looks + reserve.candidates
         return (
-            f"the budget is too small: the search takes {size} candidates to begin with"
-            f"{end if reserve.documents else ''}; raise it"
+            f"{needed} and {reserve.candidates} candidates and {reserve.documents} documents for its end; raise it "
+            f"to {least} candidates at least, or more than {reserve.documents} documents"
         )
 
     def _generation(self, number: int, asked: Generation) -> list[Line]:
@@ -143,8 +152,8 @@ class Search:
         if known:
             return left
         end = self.reserve
-        look = 1 if self.documents.selecting else 0  # a look at the incumbent may follow the generation
-        room = self.host.room(left, begun=False, reserve=Reserve(end.candidates + look, end.documents))
+        reserve = Reserve(end.candidates + self._looks_between, end.documents)
+        room = self.host.room(left, begun=False, reserve=reserve)
         return 0 if room < left else room
 
     def _evaluated(self, context: Context, slots: Iterable[int], blocks: list[Chosen] | None) -> list[Line]:
