@@ -2,5 +2,5 @@
 
 `family` brings the base and the experts under the live model's names and shapes. It uses `input` (one model as its
 headers describe it), `conversion`, `adapters`, `token_rows` and `overlays`. There are no tables of architectures.
-`source` and `tensor_names` import without torch.
+`batching`, `source` and `tensor_names` import without torch.
 """

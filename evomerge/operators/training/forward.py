@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import CandidateError
+from evomerge.models.batching import cut_batches
 from evomerge.models.checkpointing import checkpointed, decoder_layers
 from evomerge.operators.training.corpus import Row
 
@@ -46,13 +47,8 @@ def batches(rows: Sequence[Row], tokens: int) -> list[list[int]]:
 
     A row that is longer than that has a batch of its own.
     """
-    batched: list[list[int]] = []
-    for number in sorted(range(len(rows)), key=lambda number: (-len(rows[number].ids), number)):
-        if batched and (len(batched[-1]) + 1) * len(rows[batched[-1][0]].ids) <= tokens:
-            batched[-1].append(number)
-        else:
-            batched.append([number])
-    return batched
+    longest_first = sorted(range(len(rows)), key=lambda number: (-len(rows[number].ids), number))
+    return cut_batches(longest_first, lambda number: len(rows[number].ids), tokens)
 
 
 @contextmanager

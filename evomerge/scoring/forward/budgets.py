@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 import torch
 
 from evomerge.errors import CandidateError
+from evomerge.models.batching import cut_batches
 
 T = TypeVar("T")
 
@@ -93,21 +94,3 @@ class Budget:
         half = (len(rows) + 1) // 2
         self._limit(half * length)
         return self.halving(rows[:half], length, forward) + self.halving(rows[half:], length, forward)
-
-
-def cut_batches(rows: Iterable[int], length: Callable[[int], int], tokens: int) -> list[list[int]]:
-    """Rows in their order, cut into batches of at most so many tokens, padding included, or of one row.
-
-    Args:
-        length: row -> its tokens; a batch is as wide as its longest row.
-    """
-    batches: list[list[int]] = []
-    longest = 0
-    for row in rows:
-        longest = max(longest, length(row))
-        if batches and (len(batches[-1]) + 1) * longest <= tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-            longest = length(row)
-    return batches

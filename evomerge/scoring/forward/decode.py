@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.models.batching import cut_batches
 from evomerge.scoring.forward import head
-from evomerge.scoring.forward.budgets import Budget, cut_batches
+from evomerge.scoring.forward.budgets import Budget
 from evomerge.scoring.forward.caches import AnswerLayer, KeysValues, answer_cache
 from evomerge.scoring.forward.costs import cost_of
 from evomerge.scoring.forward.masks import TreeMasks

@@ -2,16 +2,7 @@
 
 import pytest
 
-from evomerge.scoring.forward.budgets import Budget, cut_batches
-
-
-def test_batches_are_cut_in_the_order_of_the_rows() -> None:
-    lengths = [3, 5, 2, 9, 1]
-    assert cut_batches(range(5), lengths.__getitem__, 10) == [[0, 1], [2], [3], [4]]
-
-
-def test_a_row_that_exceeds_the_budget_has_a_batch_of_its_own() -> None:
-    assert cut_batches([30, 4, 5], lambda row: row, 10) == [[30], [4, 5]]
+from evomerge.scoring.forward.budgets import Budget
 
 
 @pytest.mark.parametrize("tokens", [1, 10, 17, 100])
