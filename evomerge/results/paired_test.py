@@ -79,17 +79,21 @@ def paired(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    weights = np.concatenate(
-        [np.full(own.size, share / own.size) for share, own in zip(shares, differences, strict=True)]
-    )
-    flips = stats.permutation_test(
-        (np.concatenate(differences),),
-        lambda values, axis: (values * weights).sum(axis=axis),
-        permutation_type="samples",
-        n_resamples=resamples,
-        batch=_AT_ONCE,
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    )
     gain = float(mean(*differences, axis=-1))
-    return Paired(gain, float(interval.low), float(interval.high), float(flips.pvalue))
+    parts = [own * (share / own.size) for share, own in zip(shares, differences, strict=True)]
+    p = _sign_flips(np.concatenate(parts), gain, resamples, seed)
+    return Paired(gain, float(interval.low), float(interval.high), p)
+
+
+def _sign_flips(parts: np.ndarray, gain: float, resamples: int, seed: int) -> float:
+    """The two-sided p-value of a gain whose documents' parts, float64 (documents,), may have either sign.
+
+    scipy's `permutation_test` does the same with one sample, and takes eight times as long.
+    """
+    random = np.random.default_rng(seed)
+    as_large = 0
+    for start in range(0, resamples, _AT_ONCE):
+        signs = random.integers(2, size=(min(_AT_ONCE, resamples - start), parts.size), dtype=np.int8)
+        flipped = (2.0 * signs - 1.0) @ parts
+        as_large += int((np.abs(flipped) >= abs(gain) - 1e-12).sum())
+    return (as_large + 1) / (resamples + 1)
