@@ -362,6 +362,7 @@ def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
             read()
 
 
+@pytest.mark.slow
 def test_a_database_that_is_full_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", "sqlite")
     journal = Journal(folder, COORDINATES)

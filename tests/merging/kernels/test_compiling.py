@@ -22,6 +22,7 @@ def _family(experts: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return base, {"abc"[k]: (base + 0.02 * normal(71, 97, seed=k)).bfloat16() for k in range(experts)}
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("experts", [1, 3])
 def test_passes_with_arrays_for_each_expert_compile_for_any_number_of_experts(experts: int) -> None:
