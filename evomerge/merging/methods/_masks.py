@@ -8,6 +8,10 @@ import numpy as np
 
 from evomerge.merging.kernels import masks
 from evomerge.merging.methods import ByRow, Scalars, TensorInputs
+from evomerge.recipes.parameters import Parameter
+
+EPSILON = Parameter("epsilon", per_expert=True, low=0.0, high=0.5, default=0.15, selects=True)
+GAMMA = Parameter("gamma", per_expert=True, low=0.0, high=1.0, default=0.01, selects=True)
 
 
 def random_drop(tensor: TensorInputs, weights: Sequence[float]) -> Scalars:

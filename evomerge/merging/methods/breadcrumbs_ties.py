@@ -20,13 +20,11 @@ from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
-from evomerge.merging.methods._masks import banded
-from evomerge.recipes.parameters import Parameter
+from evomerge.merging.methods._masks import GAMMA, banded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-GAMMA = Parameter("gamma", per_expert=True, low=0.0, high=1.0, default=0.01, selects=True)
 PARAMETERS = (WEIGHT, DENSITY, GAMMA, LAMBDA)
 OPTIONS = {"normalize": False, "rescale": False}
 EXPERTS = (1, None)

@@ -22,13 +22,11 @@ from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
-from evomerge.merging.methods._masks import drop_by_rank
-from evomerge.recipes.parameters import Parameter
+from evomerge.merging.methods._masks import EPSILON, drop_by_rank
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-EPSILON = Parameter("epsilon", per_expert=True, low=0.0, high=0.5, default=0.15, selects=True)
 PARAMETERS = (WEIGHT, DENSITY, EPSILON, LAMBDA)
 OPTIONS = {"normalize": True, "rescale": True}
 EXPERTS = (1, None)

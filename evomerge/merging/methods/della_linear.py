@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import DENSITY, LAMBDA, WEIGHT, Scalars, TensorInputs
-from evomerge.merging.methods._masks import drop_by_rank
+from evomerge.merging.methods._masks import EPSILON, drop_by_rank
 from evomerge.merging.methods._weights import scaled_weights
-from evomerge.recipes.parameters import Parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-EPSILON = Parameter("epsilon", per_expert=True, low=0.0, high=0.5, default=0.15, selects=True)
 PARAMETERS = (WEIGHT, DENSITY, EPSILON, LAMBDA)
 OPTIONS = {"normalize": False, "rescale": True}
 EXPERTS = (1, None)
