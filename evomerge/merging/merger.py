@@ -19,8 +19,8 @@ from evomerge.merging.kernels.arguments import arguments
 from evomerge.merging.methods import TensorInputs
 from evomerge.merging.parents import open_parents
 from evomerge.merging.placement import Kind
-from evomerge.merging.table_store import Progress, Statistics
-from evomerge.models import fitting, tensor_names
+from evomerge.merging.table_store import Statistics
+from evomerge.models import Progress, fitting, tensor_names
 from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.tensor_names import Place
 from evomerge.recipes.recipe import Compile, Recipe

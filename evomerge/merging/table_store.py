@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -21,9 +21,8 @@ import torch
 from evomerge.errors import CheckpointError
 from evomerge.files import hashed_tensors
 from evomerge.merging.kernels.tables import KINDS
+from evomerge.models import Progress
 from evomerge.models.checkpoints import Checkpoint
-
-Progress = Callable[[str], None]
 
 _VERSION = "2"  # part of every file's name: goes up when a table means something else
 

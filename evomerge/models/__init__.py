@@ -4,3 +4,9 @@
 headers describe it), `conversion`, `adapters`, `token_rows` and `overlays`. There are no tables of architectures.
 `batching`, `source` and `tensor_names` import without torch.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str], None]  # told a line before each step that may take long

@@ -20,7 +20,7 @@ import torch
 
 from evomerge.errors import CheckpointError
 from evomerge.files.hashing import digest_of_json
-from evomerge.models import adapter_settings, adapters, fitting, overlays
+from evomerge.models import Progress, adapter_settings, adapters, fitting, overlays
 from evomerge.models.adapters import Adapter
 from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.conversion import convert, converted_shapes
@@ -29,8 +29,6 @@ from evomerge.models.loading import Skeleton, quiet, skeleton
 from evomerge.models.overlays import LazyTensor
 from evomerge.models.source import Source, Vocabulary
 from evomerge.models.token_rows import TokenRows
-
-Progress = Callable[[str], None]
 
 FOLDER = "inputs"  # the overlays' folder, in the cache
 

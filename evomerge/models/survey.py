@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evomerge.errors import CheckpointError
-from evomerge.models import tensor_names
+from evomerge.models import Progress, tensor_names
 from evomerge.models.family import Inputs
 from evomerge.models.source import DTYPES, Dtype, Source, Vocabulary
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

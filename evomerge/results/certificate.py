@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from evomerge.errors import CandidateError, ConfigError
 from evomerge.files import writing
-from evomerge.models.survey import Progress
+from evomerge.models import Progress
 from evomerge.recipes.recipe import COMMON_KEYS, Recipe, parent_recipe
 from evomerge.results.paired_test import Paired, p_text, paired
 from evomerge.results.truncation import truncation_warnings

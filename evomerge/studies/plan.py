@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from evomerge.errors import CheckpointError, ConfigError, EvomergeError
 from evomerge.files.hashing import file_sha256
 from evomerge.files.schema import faults_of
-from evomerge.models.survey import Progress, Survey, survey_models
+from evomerge.models import Progress
+from evomerge.models.survey import Survey, survey_models
 from evomerge.operators.training import overlap
 from evomerge.operators.training.corpus import documents
 from evomerge.recipes.recipe import OperatorStep, Recipe, pattern_faults

@@ -16,7 +16,7 @@ from types import FrameType
 
 from evomerge.errors import StudyError
 from evomerge.files import writing
-from evomerge.models.survey import Progress
+from evomerge.models import Progress
 from evomerge.searching.asynchronous import run_async
 from evomerge.searching.host import Assignment, Evaluation, Line, Reserve
 from evomerge.searching.lines import failed_whole

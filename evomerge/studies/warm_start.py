@@ -8,8 +8,7 @@ from pathlib import Path
 
 from evomerge.merging.model_stock import adds_up, task_vector_weights
 from evomerge.merging.table_store import Statistics
-from evomerge.models import tensor_names
-from evomerge.models.survey import Progress
+from evomerge.models import Progress, tensor_names
 from evomerge.searching.spaces.decoding import LaidOut
 from evomerge.searching.spaces.genes import Genome
 from evomerge.searching.spaces.known_points import WantedWeight, nearest_weights, together

@@ -12,7 +12,8 @@ import torch
 
 from evomerge.errors import CandidateError, StudyError
 from evomerge.files import writing
-from evomerge.models.survey import Progress, Survey
+from evomerge.models import Progress
+from evomerge.models.survey import Survey
 from evomerge.operators import Watch, unwatched
 from evomerge.recipes import mergekit_yaml
 from evomerge.recipes.recipe import Recipe

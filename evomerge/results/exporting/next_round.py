@@ -15,8 +15,8 @@ from pathlib import Path
 
 from evomerge.errors import StudyError
 from evomerge.files import hashed_tensors, writing
+from evomerge.models import Progress
 from evomerge.models.source import Source
-from evomerge.models.survey import Progress
 from evomerge.recipes.recipe import OperatorStep, Recipe
 from evomerge.results.exporting.folder import build
 from evomerge.studies.candidates.operating import delta_file, trains

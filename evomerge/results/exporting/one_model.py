@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from evomerge import operators
 from evomerge.errors import ConfigError
 from evomerge.files.schema import faults_of
-from evomerge.models import checkpoints
+from evomerge.models import Progress, checkpoints
 from evomerge.models.loading import load_model, load_tokenizer, quiet
 from evomerge.models.source import Source, parse_source, relocate
-from evomerge.models.survey import Progress, Survey, survey_models
+from evomerge.models.survey import Survey, survey_models
 from evomerge.operators import Watch, unwatched
 from evomerge.recipes.recipe import OperatorStep, Recipe
 from evomerge.results.exporting.contents import read_about

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from evomerge.errors import ConfigError
 from evomerge.files import schema, yaml
 from evomerge.files.schema import Strict
+from evomerge.models import Progress
 from evomerge.models.source import SourceField, Vocabulary, relocate
-from evomerge.models.survey import Progress, Survey, survey_models
+from evomerge.models.survey import Survey, survey_models
 from evomerge.recipes import files, mergekit_yaml
 from evomerge.recipes import recipe as recipes
 from evomerge.recipes.recipe import Recipe

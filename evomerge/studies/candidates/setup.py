@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evomerge.merging import merger
+from evomerge.models import Progress
 from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.family import Inputs
 from evomerge.models.source import Dtype, Source, Vocabulary
-from evomerge.models.survey import Progress
 from evomerge.recipes.recipe import Compile, Recipe
 from evomerge.scoring.fitness import Entry, Fitness
 
