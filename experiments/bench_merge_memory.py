@@ -145,6 +145,7 @@ def _child(request: dict[str, Any]) -> None:
     from bench_merge_pass import compiling, tables
 
     from evomerge.merging.merger import Merger
+    from evomerge.models.live_weights import live_weights
 
     def step() -> None:
         print("done", flush=True)
@@ -164,7 +165,7 @@ def _child(request: dict[str, Any]) -> None:
     step()
     tables(family, request["method"], cache)
     step()
-    merger = Merger(live, *family.open(), cache, compiled=compiling())
+    merger = Merger(live_weights(live), *family.open(), cache, compiled=compiling())
     merger.apply(family.recipe(request["method"], 0))
     step()
     for number in range(1, 1 + _APPLIES):

@@ -25,6 +25,7 @@ from bench_merge_pass import compiling, tables
 
 from evomerge.merging.merger import Merger
 from evomerge.models import tensor_names
+from evomerge.models.live_weights import live_weights
 from evomerge.recipes.recipe import Recipe
 
 VERSION = "0.1.5"
@@ -105,7 +106,7 @@ def _measure(bench: Bench, family: Family, driver: Driver, method: str, threads:
     cache = bench.scratch / f"mergekit-tables-{threads}"
     table_seconds = tables(family, method, cache)
     base, experts = family.open()
-    merger = Merger(live_model(family.config), base, experts, cache, compiled=compiling())
+    merger = Merger(live_weights(live_model(family.config)), base, experts, cache, compiled=compiling())
     recipe = family.recipe(method, 0)
     driver.ask(method=method, threads=threads, parameters=_parameters(recipe, list(family.shapes)))
     merger.apply(recipe)

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from evomerge.merging.kernels.compiling import can_compile
 from evomerge.merging.merger import Compile, Merger, prepare
+from evomerge.models.live_weights import live_weights
+from evomerge.models.tensor_names import places
 from evomerge.recipes.recipe import Recipe
 
 WANTED = 2.0  # times the copy, at most
@@ -44,8 +46,8 @@ def compiling() -> Compile:
 def tables(family: Family, method: str, cache: Path) -> float:
     """Builds a method's tables in the cache, as a study does before its first candidate; the seconds it took."""
     base, experts = family.open()
-    names, recipes = list(family.shapes), [family.recipe(method, 0)]
-    return seconds(lambda: prepare(base, experts, names, recipes, cache, lambda text: None))
+    sat, recipes = places(family.shapes), [family.recipe(method, 0)]
+    return seconds(lambda: prepare(base, experts, sat, recipes, cache, lambda text: None))
 
 
 def copy(models: list[Mapping[str, Tensor]], live: Mapping[str, Tensor]) -> Callable[[], None]:
@@ -95,7 +97,7 @@ def _measure(bench: Bench, family: Family, method: str, threads: int, live: Any)
     base, experts = family.open()
     models: list[Mapping[str, Tensor]] = [base, *experts.values()]
     parameters = {name: parameter.data for name, parameter in live.named_parameters()}
-    merger = Merger(live, base, experts, cache, compiled=compiling())
+    merger = Merger(live_weights(live), base, experts, cache, compiled=compiling())
     recipes = (family.recipe(method, number) for number in itertools.count())
     move = copy(models, parameters)
     first = seconds(lambda: merger.apply(next(recipes)))

@@ -60,10 +60,13 @@ def refuse(names: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a recipe: where it sits, the live parameter, and what its merge takes."""
+    """One tensor of a recipe: where it sits, the live tensor, and what its merge takes.
+
+    Gradients reach a `parameter` that is an `nn.Parameter`, and no buffer or carried tensor.
+    """
 
     place: Place
-    parameter: nn.Parameter
+    parameter: Tensor
     method: Method
     inputs: TensorInputs
     arguments: Arguments
@@ -133,6 +136,8 @@ class Gradient:
         afterwards."""
         with ExitStack() as undo:
             for number, part in enumerate(self._parts):
+                if not isinstance(part.parameter, nn.Parameter):
+                    continue
                 undo.callback(part.parameter.requires_grad_, part.parameter.requires_grad)
                 undo.callback(setattr, part.parameter, "grad", part.parameter.grad)
                 part.parameter.grad = None

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from evomerge.errors import CandidateError
-from evomerge.files import hashing
 from evomerge.merging import gradients, methods
 from evomerge.merging.gradients import Gradient, Part
 from evomerge.merging.kernels import compiling, passes
@@ -22,6 +21,7 @@ from evomerge.merging.placement import Kind
 from evomerge.merging.table_store import Statistics
 from evomerge.models import Progress, fitting, tensor_names
 from evomerge.models.checkpoints import Checkpoint
+from evomerge.models.live_weights import LiveWeights
 from evomerge.models.tensor_names import Place
 from evomerge.recipes.recipe import Compile, Recipe
 
@@ -33,7 +33,8 @@ class Merger:
     """Merges recipes into one live model, again and again.
 
     Args:
-        model: the live model. Its parameters are overwritten in place, its buffers stay as they are.
+        weights: the live model's weights. Those that are merged are overwritten in place. Saved buffers and carried
+            tensors in which all parents are equal stay the base's, bit for bit, whatever the method.
         base, experts: opened checkpoints; the experts by name.
         cache: the folder of the tables that methods look up.
         compiled: whether to run fused passes; `auto` runs them for models of `WORTH_COMPILING` parameters or more.
@@ -46,7 +47,7 @@ class Merger:
 
     def __init__(
         self,
-        model: nn.Module,
+        weights: LiveWeights,
         base: Checkpoint,
         experts: Mapping[str, Checkpoint],
         cache: Path,
@@ -55,13 +56,14 @@ class Merger:
         progress: Progress = lambda text: None,
         residency: Literal["auto"] | Kind = "auto",
     ) -> None:
-        self._parameters = dict(model.named_parameters())  # tied ones once
+        self.weights, self._parameters = weights, weights.merged
         shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
         fitting.check_fit(base, experts, shapes)
-        self.places = tensor_names.places(self._parameters)
+        self.places = tensor_names.places(self._parameters, weights.carried)
         self.layers = tensor_names.layer_count(self.places)
         self.base, self.experts = base, dict(experts)
         self._statistics = Statistics(base, experts, list(self._parameters), cache, progress)
+        self._equal = {name for name in self._parameters if self._is_equal(name)}
         self._parents = open_parents(residency, base, self.experts, list(self._parameters), self.device)
         self.compiled = self._decide(compiled)
 
@@ -71,6 +73,14 @@ class Merger:
             size = sum(parameter.numel() for parameter in self._parameters.values())
             return size >= WORTH_COMPILING and compiling.can_compile(self.device)
         return compiled == "always"
+
+    def _is_equal(self, name: str) -> bool:
+        """Whether a tensor that is no parameter is the same in all parents. The live model holds it already."""
+        if isinstance(self._parameters[name], nn.Parameter):
+            return False
+        own = self.base[name]
+        others = [expert[name] for expert in self.experts.values()]
+        return all(other.dtype == own.dtype and torch.equal(other, own) for other in others)
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +95,7 @@ class Merger:
         """
         self._check(recipe)
         parts = self._parts(recipe)
-        streamed = self._parents.stream(self._parameters, list(recipe.experts))
+        streamed = self._parents.stream([part.place.name for part in parts], list(recipe.experts))
         for part, (base, experts) in zip(parts, streamed, strict=True):
             options, out = part.inputs.options, part.parameter.data
             passes.merge(part.method, options, out, base, experts, part.arguments, compiled=self.compiled)
@@ -99,12 +109,13 @@ class Merger:
 
     def _parts(self, recipe: Recipe) -> list[Part]:
         """The recipe tensor by tensor, in the order of the model's parameters."""
-        places = list(self.places.values())
+        places = [place for name, place in self.places.items() if name not in self._equal]
         chosen = [methods.load(recipe.method_at(place)) for place in places]
         inputs = [_inputs(recipe, place, self._statistics) for place in places]
         scalars = [method.scalars(own) for method, own in zip(chosen, inputs, strict=True)]
         given = arguments(scalars, self.device)
-        columns = (places, self._parameters.values(), chosen, inputs, given)
+        tensors = [self._parameters[place.name] for place in places]
+        columns = (places, tensors, chosen, inputs, given)
         return [Part(*row) for row in zip(*columns, strict=True)]
 
     @contextmanager
@@ -133,7 +144,7 @@ class Merger:
 
     def sha256(self) -> str:
         """The hash of the live model's weights."""
-        return hashing.sha256({name: parameter.data for name, parameter in self._parameters.items()})
+        return self.weights.sha256()
 
 
 def _inputs(recipe: Recipe, place: Place, statistics: Statistics) -> TensorInputs:
@@ -151,7 +162,7 @@ def _inputs(recipe: Recipe, place: Place, statistics: Statistics) -> TensorInput
 def prepare(
     base: Checkpoint,
     experts: Mapping[str, Checkpoint],
-    names: Iterable[str],
+    places: Mapping[str, Place],
     recipes: Iterable[Recipe],
     cache: Path,
     progress: Progress,
@@ -160,7 +171,7 @@ def prepare(
 
     Args:
         base, experts: opened checkpoints; the experts by name.
-        names: the names of the live model's parameters.
+        places: tensor that is merged -> where it sits.
         cache: the folder of the tables.
         progress: told which table is being computed.
 
@@ -168,7 +179,6 @@ def prepare(
         CheckpointError: a tensor has values that are not finite.
         StudyError: the cache cannot be written.
     """
-    places = tensor_names.places(names)
     statistics = Statistics(base, experts, list(places), cache, progress)
     for recipe in recipes:
         for place in places.values():

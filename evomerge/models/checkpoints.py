@@ -7,9 +7,10 @@ whose tensors cover those of the folder.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,19 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         covered.folder = folder
         covered._home = {**self._home, **covered._home}
         return covered
+
+    def filled(self, base: Checkpoint, names: Iterable[str]) -> Checkpoint:
+        """This checkpoint with a base's tensors of these names where it has none of its own."""
+        missing = {name: base._home[name] for name in names if name not in self._home}
+        if not missing:
+            return self
+        filled = copy.copy(self)
+        filled.__dict__.pop("shapes", None)
+        filled.__dict__.pop("dtypes", None)
+        filled._views = {}
+        filled._home = {**self._home, **missing}
+        filled._sha256 = self.sha256
+        return filled
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._views:

@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from evomerge.errors import CheckpointError
 from evomerge.models.input import Input
-from evomerge.models.loading import Skeleton, empty_model, loading
+from evomerge.models.loading import Skeleton, empty_model, loading, text_modules, whole_model
 from evomerge.models.overlays import LazyTensor
 from evomerge.models.tensor_names import some
 
@@ -21,12 +20,14 @@ from evomerge.models.tensor_names import some
 _FAULTS = {
     "missing_keys": "lacks {}; all models must be fine-tuned from one base and saved under its tensor names",
     "mismatched_keys": "has {} in other shapes than its config.json says; copy it again",
-    "unexpected_keys": "has {}, which its model does not know; copy it again, its config.json too",
 }
 
 
 def converted_shapes(model: Input, live: Skeleton) -> dict[str, tuple[int, ...]]:
     """The tensors that transformers makes out of a folder's tensors, with their shapes. Reads headers alone.
+
+    They have the live model's names, also where the folder's own class has the text model in another place: a text
+    model may be an expert of one with towers, and the reverse.
 
     Args:
         live: the live model, to name the tensors that the folder lacks.
@@ -44,7 +45,7 @@ def converted_shapes(model: Input, live: Skeleton) -> dict[str, tuple[int, ...]]
         name: torch.empty(shape, device="meta", dtype=getattr(torch, model.dtypes[name], torch.int8))
         for name, shape in model.held.shapes.items()
     }
-    made = empty_model(model.folder, model.where)
+    made = empty_model(model.folder, model.where, trust=model.source.trusted)
     if getattr(made.config, "quantization_config", None):
         raise CheckpointError(
             f"{model.where}: {model.folder} is a quantized checkpoint; give the float16, bfloat16 or float32 one"
@@ -59,7 +60,10 @@ def converted_shapes(model: Input, live: Skeleton) -> dict[str, tuple[int, ...]]
             output_loading_info=True,
         )
     _check_loaded(model, info)
-    return {name: tuple(tensor.shape) for name, tensor in loaded.state_dict().items()}
+    own = text_modules(made)
+    pairs = zip(own, live.text, strict=True)
+    model.renamed = {one: other for one, other in pairs if one and other and one != other}
+    return {model.live_name(name): tuple(tensor.shape) for name, tensor in loaded.state_dict().items()}
 
 
 def _check_loaded(model: Input, info: Mapping[str, Any]) -> None:
@@ -119,13 +123,15 @@ def _transformers_log() -> Iterator[list[str]]:
 def convert(model: Input) -> dict[str, LazyTensor]:
     """The tensors that transformers loads from a folder under other names or with other content than lie there."""
     with _complaining(model):
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            model.folder, dtype=getattr(torch, model.held.dtype), output_loading_info=True
-        )
+        dtype = getattr(torch, model.held.dtype)
+        loaded, info = whole_model(model.folder, model.source.trusted, dtype=dtype, output_loading_info=True)
     _check_loaded(model, info)
     converted = {}
-    for name, tensor in loaded.state_dict().items():
+    for own, tensor in loaded.state_dict().items():
+        name = model.live_name(own)
         # Other dtypes than the loaded one are kept as they are: loading has rounded them.
+        if not tensor.is_floating_point():
+            continue
         if name not in model.held or not torch.equal(model.held[name].to(tensor.dtype), tensor):
             converted[name] = LazyTensor(tensor.dtype, tuple(tensor.shape), partial(_same, tensor))
     return converted

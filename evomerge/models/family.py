@@ -5,6 +5,10 @@ it loads them (mixtures of experts, old GPT-2), LoRA adapters, and vocabularies 
 configurations alone tell what such an input will be. Its tensors are made once, into overlays in a cache folder.
 All tensors that do not change stay views of the original files.
 
+What the files hold is what is merged. Of some of it an expert may have nothing: towers for images and sounds, heads
+that predict several tokens, saved buffers, and whatever the model's class does not build. Such an expert stands for
+the base there, and what no expert has is kept as the base has it.
+
 An input whose tensors are made is known by the hash of everything that goes into it. So its hash is known before
 its tensors are made.
 """
@@ -12,6 +16,7 @@ its tensors are made.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +25,17 @@ import torch
 
 from evomerge.errors import CheckpointError
 from evomerge.files.hashing import digest_of_json
-from evomerge.models import Progress, adapter_settings, adapters, fitting, overlays
+from evomerge.models import Progress, fitting, overlays, tensor_names
 from evomerge.models.adapters import Adapter
-from evomerge.models.checkpoints import Checkpoint
-from evomerge.models.conversion import convert, converted_shapes
+from evomerge.models.checkpoints import CODES, Checkpoint
+from evomerge.models.conversion import convert
+from evomerge.models.describing import describe_input
 from evomerge.models.input import Input, find_input
-from evomerge.models.loading import Skeleton, quiet, skeleton
+from evomerge.models.live_weights import LiveWeights, live_weights
+from evomerge.models.loading import quiet, skeleton
 from evomerge.models.overlays import LazyTensor
 from evomerge.models.source import Source, Vocabulary
+from evomerge.models.tensor_names import TOWERS, Place
 from evomerge.models.token_rows import TokenRows
 
 FOLDER = "inputs"  # the overlays' folder, in the cache
@@ -43,7 +51,10 @@ class Inputs:
     Attributes:
         folder: the base's folder.
         skeleton: the live model as the base's config describes it.
-        shapes: the shapes of the live model's parameters, tied ones once.
+        shapes: the shapes of all tensors that are merged: the live model's parameters, tied ones once, and the
+            saved buffers and carried tensors that the base and an expert have.
+        carried: the base's tensors that the live model does not build.
+        left_out: expert -> those of its tensors that the base has not.
         rows: the number of rows that the live model's vocabulary has to be resized to; None if it is right.
         added: the tokens that the base's tokenizer needs besides its own -> their ids.
 
@@ -67,19 +78,53 @@ class Inputs:
             self._models[name] = find_input(sources[name], f"experts.{name}" if name else where)
 
         def describe(name: str) -> None:
-            _describe(self._models[name], self._base, self.skeleton)
+            describe_input(self._models[name], self._base, self.skeleton)
 
         _collect(find, sources)
         self._base = self._models[""]
         self.folder = self._base.folder
-        self.skeleton = skeleton(self.folder, where)
+        self.skeleton = skeleton(self.folder, where, trust=base.trusted)
         describe("")
         _collect(describe, sorted(experts))
         self._tokens = TokenRows(policy, self._models, self.skeleton)
         self.added, self.rows = self._tokens.added, self._tokens.rows
-        self.shapes = {name: self._tokens.resized(name, shape) for name, shape in self.skeleton.shapes.items()}
-        matched = {name: self._tokens.matched(name) for name in ("", *sorted(experts))}
+        self.carried = sorted(self._base.unbuilt)
+        self._optional = self._found_in_base()
+        self.shapes = {name: self._tokens.resized(name, shape) for name, shape in self._merged().items()}
+        self.left_out = {name: left for name in sorted(experts) if (left := self._left_out(self._models[name]))}
+        matched = {name: self._filled(self._tokens.matched(name)) for name in ("", *sorted(experts))}
         fitting.check_fit(matched.pop(""), matched, self.shapes, self.skeleton.rows)
+
+    def _found_in_base(self) -> dict[str, tuple[int, ...]]:
+        """The base's tensors without which an expert may be: saved buffers, towers, and carried tensors."""
+        base, skeleton = self._base, self.skeleton
+        towers = [place.name for place in tensor_names.places(skeleton.shapes).values() if place.module in TOWERS]
+        fractions = [name for name in self.carried if base.dtypes[name] in CODES.values()]
+        every = (*towers, *skeleton.buffers, *fractions)
+        return {name: base.shapes[name] for name in every if name in base.shapes}
+
+    def _merged(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what is merged: the live model's parameters, and what some expert has of the rest."""
+        experts = [model for name, model in self._models.items() if name]
+
+        def had(name: str) -> bool:
+            return not experts or any(name in expert.shapes or name in expert.held for expert in experts)
+
+        every = {**self.skeleton.shapes, **self._optional}
+        return {name: shape for name, shape in every.items() if name not in self._optional or had(name)}
+
+    def _filled(self, model: Input) -> Input:
+        """A model with the base's buffers and carried tensors where it has none of its own."""
+        shapes = {name: self._base.shapes[name] for name in self._optional}
+        dtypes = {name: self._base.dtypes[name] for name in self._optional}
+        return replace(model, shapes={**shapes, **model.shapes}, dtypes={**dtypes, **model.dtypes})
+
+    def _left_out(self, model: Input) -> list[str]:
+        """The tensors of an expert that the base has not."""
+        live = self.skeleton
+        known = {*self.carried, *live.shapes, *live.buffers, *live.tied, *live.whole_numbers}
+        own = model.unbuilt | set(model.shapes) if model.converts else model.unbuilt
+        return sorted(own - known)
 
     def tokenizer(self) -> Any:
         """The live model's tokenizer: the base's, with the tokens that only experts have.
@@ -88,6 +133,11 @@ class Inputs:
             CheckpointError: there is none, or it does not take the tokens at their ids.
         """
         return self._tokens.extended_tokenizer()
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """Where each of `shapes` sits."""
+        return tensor_names.places(self.shapes, self.carried)
 
     @property
     def dtype(self) -> str:
@@ -133,7 +183,8 @@ class Inputs:
                 tied tensor and differs from it.
         """
         model = self._models[name]
-        wanted = [tensor for tensor in self.skeleton.shapes if tensor in model.held]
+        wanted = [tensor for tensor in self.shapes if tensor in model.held]
+        self._check_whole_numbers(name)
         fitting.check_finite(model.held, list(model.held) if model.adapter or model.converts else wanted)
         for copy, tensor in self.skeleton.tied.items():
             both = copy in model.held and tensor in model.held
@@ -145,6 +196,18 @@ class Inputs:
                 )
                 raise CheckpointError(
                     f"{model.where}: {copy} in {model.held.file(copy)} differs from {tensor}, but {cure}"
+                )
+
+    def _check_whole_numbers(self, name: str) -> None:
+        """Checks that an expert's tensors of whole numbers are the base's: they cannot be merged."""
+        held, base = self._models[name].held, self._base.held
+        unmerged = [tensor for tensor in (*self.skeleton.whole_numbers, *self.carried) if tensor not in self.shapes]
+        for tensor in unmerged:
+            if tensor in held and tensor in base and not torch.equal(held[tensor], base[tensor]):
+                raise CheckpointError(
+                    f"{self._models[name].where}: {tensor} in {held.file(tensor)} has whole numbers "
+                    f"({held.dtypes[tensor]}), which cannot be merged, and differs from the base's; give experts "
+                    "that share it"
                 )
 
     # --- tensors
@@ -190,32 +253,17 @@ class Inputs:
         for name in opened:
             if self._tokens.changes(name):
                 opened[name] = overlaid(name, before[name], "aligned", partial(self._tokens.remade, name, before))
-        return opened.pop(""), opened
+        base = opened.pop("")
+        return base, {name: expert.filled(base, self._optional) for name, expert in opened.items()}
 
+    def live_weights(self, model: Any, base: Checkpoint, dtype: str) -> LiveWeights:
+        """The weights of a live model that holds the base.
 
-def _describe(model: Input, base: Input, live: Skeleton) -> None:
-    """Fills in what an input will have.
-
-    Raises:
-        CheckpointError: it cannot be brought under the live model's names.
-    """
-    if model.held.file(next(iter(model.held))).name == adapters.WEIGHTS:
-        model.adapter = Adapter(
-            model.held,
-            adapter_settings.read(model.folder, model.where),
-            live.shapes,
-            rows=live.rows,
-            conv1d=live.conv1d,
-            tied=live.tied,
-            where=model.where,
-            path=model.folder / adapters.WEIGHTS,
-        )
-        model.shapes, model.dtypes = {**base.shapes, **model.adapter.shapes}, base.dtypes
-    elif any(name not in model.shapes for name in live.shapes):
-        model.shapes = converted_shapes(model, live)
-        made = {name: model.held.dtype for name in model.shapes if name not in model.dtypes}
-        model.dtypes = {**model.dtypes, **made}
-        model.converts = True
+        Args:
+            base: the base, opened.
+            dtype: that of merged models.
+        """
+        return live_weights(model, base, self.shapes, self.carried, getattr(torch, dtype))
 
 
 def _fold(adapter: Adapter, base: Checkpoint) -> dict[str, LazyTensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evomerge.errors import CheckpointError
@@ -25,6 +25,8 @@ class Input:
         shapes, dtypes: those of the tensors that the model will have, before vocabularies are matched.
         adapter: what the model does to the base, if it is an adapter.
         converts: whether transformers makes its tensors out of those of the folder.
+        unbuilt: the tensors of the folder that the model's class does not build.
+        renamed: module of its own class -> module of the live model that has the same part, where the names differ.
     """
 
     where: str
@@ -35,6 +37,15 @@ class Input:
     dtypes: Mapping[str, str]
     adapter: Adapter | None = None
     converts: bool = False
+    unbuilt: frozenset[str] = frozenset()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def live_name(self, name: str) -> str:
+        """The live model's name of a tensor that has this name in the input's own class."""
+        for own, live in self.renamed.items():
+            if name.startswith(f"{own}."):
+                return live + name[len(own) :]
+        return name
 
     def file(self, name: str) -> Path:
         """The file that a tensor comes from; the folder, if the tensor is not simply copied from one file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from evomerge.files.schema import Strict
 
@@ -17,11 +17,18 @@ class Source(Strict):
         model: a folder, or a Hub id (`org/name`).
         revision: the Hub's branch, tag or commit; None takes the main branch.
         sha256: the hash of the weights; None if it is not known yet.
+        trust_remote_code: whether to run the Python code that the folder brings along; None never does.
     """
 
     model: str
     revision: str | None = None
     sha256: str | None = None
+    trust_remote_code: Annotated[bool | None, AfterValidator(lambda trust: trust or None)] = None
+
+    @property
+    def trusted(self) -> bool:
+        """Whether its own code may run."""
+        return bool(self.trust_remote_code)
 
     def __str__(self) -> str:
         return self.model + (f"@{self.revision}" if self.revision else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from evomerge.errors import CheckpointError
 from evomerge.models import Progress, tensor_names
 from evomerge.models.family import Inputs
 from evomerge.models.source import DTYPES, Dtype, Source, Vocabulary
+from evomerge.models.tensor_names import TOWERS, Place, some
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class Survey:
         largest: the number of elements of its largest parameter.
         nbytes: the size of all checkpoints together, in bytes.
         plain: whether all models are merged as their files have them: no adapter, and no tensor converted.
-        names: the names of the live model's parameters.
+        places: tensor that is merged -> where it sits.
+        carried: the base's tensors that the live model does not build; those that are not in `places` are kept.
+        left_out: expert -> those of its tensors that the base has not.
     """
 
     base: Source
@@ -35,7 +39,27 @@ class Survey:
     largest: int
     nbytes: int
     plain: bool
-    names: list[str] = field(repr=False)
+    places: dict[str, Place] = field(repr=False)
+    carried: list[str] = field(default_factory=list, repr=False)
+    left_out: dict[str, list[str]] = field(default_factory=dict, repr=False)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors that are merged."""
+        return list(self.places)
+
+    def told(self) -> dict[str, str]:
+        """What is merged, what is kept as the base has it, and what of the experts is left out, in words."""
+        merged = Counter(place.module if place.module in TOWERS else "text" for place in self.places.values())
+        told = {"merged": f"{len(self.places)} tensors"}
+        if set(merged) != {"text"}:
+            told["merged"] += f" ({', '.join(f'{merged[one]} {one}' for one in ('text', *TOWERS) if merged[one])})"
+        if kept := [name for name in self.carried if name not in self.places]:
+            told["kept_from_the_base"] = f"{len(kept)} tensors that no expert has: {some(kept)}"
+        if self.left_out:
+            left = (f"{name}'s {some(tensors)}" for name, tensors in self.left_out.items())
+            told["left_out"] = f"what the base has not: {'; '.join(left)}"
+        return told
 
 
 def survey_models(
@@ -75,10 +99,12 @@ def survey_models(
         base=hashed[""],
         experts={name: hashed[name] for name in experts},
         dtype=chosen,
-        layers=tensor_names.layer_count(tensor_names.places(inputs.shapes)),
+        layers=tensor_names.layer_count(inputs.places),
         parameters=sum(math.prod(shape) for shape in inputs.shapes.values()),
         largest=max(math.prod(shape) for shape in inputs.shapes.values()),
         nbytes=inputs.nbytes,
         plain=inputs.plain,
-        names=list(inputs.shapes),
+        places=inputs.places,
+        carried=inputs.carried,
+        left_out=inputs.left_out,
     )

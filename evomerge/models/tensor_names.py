@@ -1,24 +1,42 @@
 """Where a tensor sits in a model: its layer and its module group.
 
-Works on names alone, for any causal language model: the layers are the numbered module list that holds the
-most tensors, and the module group is read off the first telling part of the name. No architecture tables.
+Works on names alone, for any language model, with towers for other senses or without: the layers are the numbered
+module list that holds the most tensors of the text model, and the module group is read off the first telling part
+of the name. No architecture tables.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-MODULES = ("attention", "mlp", "norm", "embedding", "head", "other")
+TEXT_MODULES = ("attention", "mlp", "norm", "embedding", "head", "other")
+# what models have besides text: encoders, and heads that predict several tokens
+TOWERS = (
+    "vision",
+    "audio",
+    "mtp",
+)
+MODULES = (*TEXT_MODULES, *TOWERS)
 
 # Read part by part from the left, first match wins: `post_attention_layernorm` is a norm, `self_attn.q_norm`
-# belongs to attention. Token mixers that are no attention (Mamba, RWKV) count as attention.
+# belongs to attention. Token mixers that are no attention (Mamba, RWKV) count as attention. A projector belongs to
+# the tower that it comes from.
 _PATTERNS = (
+    ("audio", re.compile(r"audio|speech|sound|^wav|whisper")),
+    (
+        "vision",
+        re.compile(
+            r"vision|visual|image|^vit$|siglip|multi_?modal|^mm_|projector|connector|resampler|qformer|"
+            r"abstractor|aligner|vqmodel|query_tokens|patch_embed|^perceiver|view_sep"
+        ),
+    ),
+    ("mtp", re.compile(r"^mtp|nextn|multi_token")),
     ("norm", re.compile(r"norm|^ln_|^ln\d*$")),
     ("head", re.compile(r"^lm_head$|^embed_out$|^output_projection$|^score$")),
     ("embedding", re.compile(r"embed|^wte$|^wpe$")),
@@ -34,8 +52,8 @@ class Place:
     """Where one tensor sits.
 
     Attributes:
-        layer: the number of its layer. Tensors before the first layer (embeddings) have 0, those after the last one
-            (final norm, head) have the last layer's number.
+        layer: the number of its layer. Tensors before the first layer (embeddings, towers for images and sounds)
+            have 0, those after the last one (final norm, heads) have the last layer's number.
         module: its module group, one of `MODULES`.
         inside: whether it belongs to one of the layers.
         name: its whole name.
@@ -74,22 +92,37 @@ def _match(name: str) -> tuple[str, str]:
     return "other", name
 
 
-def places(names: Iterable[str]) -> dict[str, Place]:
-    """The place of every tensor of a model, given all their names."""
+def places(names: Iterable[str], carried: Collection[str] = ()) -> dict[str, Place]:
+    """The place of every tensor of a model, given all their names.
+
+    Args:
+        carried: the names of those that the live model does not build. What stands in a layer after the last one
+            that is built belongs to `mtp`: DeepSeek's and GLM's checkpoints number these heads on.
+    """
     names = list(names)
+    layers = _layers(name for name in names if name not in carried)
     numbered = {name: match for name in names if (match := _NUMBERED.match(name))}
-    prefixes = Counter(match.group(1) for match in numbered.values())
-    layers = prefixes.most_common(1)[0][0] if prefixes else None
     inside = {name: int(match.group(2)) for name, match in numbered.items() if match.group(1) == layers}
-    last = max(inside.values(), default=0)
+    last = max((number for name, number in inside.items() if name not in carried), default=0)
     placed = {}
     for name in names:
         module = module_of(name)
-        if name in inside:
+        if inside.get(name, last) > last:
+            placed[name] = Place(last, "mtp", inside=False, name=name)
+        elif name in inside:
             placed[name] = Place(inside[name], module, inside=True, name=name)
         else:
-            placed[name] = Place(0 if module == "embedding" else last, module, inside=False, name=name)
+            first = module in ("embedding", "vision", "audio")
+            placed[name] = Place(0 if first else last, module, inside=False, name=name)
     return placed
+
+
+def _layers(names: Iterable[str]) -> str | None:
+    """The name of the list of layers; None where no list is numbered. Towers have lists of their own."""
+    numbered = [match.group(1) for name in names if (match := _NUMBERED.match(name))]
+    text = [prefix for prefix in numbered if module_of(prefix) not in TOWERS]
+    counted = Counter(text or numbered)
+    return counted.most_common(1)[0][0] if counted else None
 
 
 def is_pattern(key: str) -> bool:

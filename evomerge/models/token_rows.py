@@ -63,7 +63,8 @@ class TokenRows:
         """A model's own tokenizer. An adapter without one was trained with the base's."""
         own = model.adapter is None or has_tokenizer(model.folder)
         try:
-            return load_tokenizer(model.folder if own else self._models[""].folder)
+            teller = model if own else self._models[""]
+            return load_tokenizer(teller.folder, trust=teller.source.trusted)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{model.where}: {error}; `vocabulary: {self._policy}` matches rows by it"
@@ -94,8 +95,8 @@ class TokenRows:
         Raises:
             CheckpointError: there is none, or it does not take the tokens at their ids.
         """
-        folder = self._models[""].folder
-        tokenizer = load_tokenizer(folder)
+        base = self._models[""]
+        folder, tokenizer = base.folder, load_tokenizer(base.folder, trust=base.source.trusted)
         if not self.added:
             return tokenizer
         kinds = {

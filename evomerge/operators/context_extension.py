@@ -185,9 +185,9 @@ def _yarn_parts(factor: float, original: int, theta: float, dimension: int) -> n
 def check(options: Options, config: Any) -> list[str]:
     """The faults that show when the rope of a model without weights is stretched."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from evomerge.models import rope
+    from evomerge.models.loading import model_of
 
     try:
         faults = _length_faults(options, config)
@@ -199,7 +199,7 @@ def check(options: Options, config: Any) -> list[str]:
     if faults:
         return faults
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        model = model_of(copy.deepcopy(config))
     faults = _refusal("method", lambda: _stretch(model, options))
     if options.attention_scale != 1.0:
         faults += _refusal("attention_scale", lambda: rope.scale_queries(model, options.attention_scale**2))

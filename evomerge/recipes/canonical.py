@@ -12,7 +12,7 @@ from typing import Any
 
 from evomerge import plugins
 from evomerge.errors import suggest
-from evomerge.models.tensor_names import MODULES, is_pattern
+from evomerge.models.tensor_names import MODULES, TEXT_MODULES, is_pattern
 from evomerge.recipes.parameters import Parameter
 
 ANY = "*"  # the key of all tensors that no other key takes
@@ -220,7 +220,7 @@ def _complete_rows(table: Table, path: str, keys: list[str]) -> list[str]:
     default = table.get(ANY, {})
     missing = [key for key in keys if key not in default]
     named = [module for module in table if module != ANY]
-    if missing and not set(MODULES) <= set(named):
+    if missing and not set(TEXT_MODULES) <= set(named):
         return [
             f"{path}: has no value for {key or 'the other module groups'}; "
             f"give {f'{path}.{key}' if key else f'{path}.*'}"
@@ -231,7 +231,7 @@ def _complete_rows(table: Table, path: str, keys: list[str]) -> list[str]:
         if any(values is None for values in row.values()):
             return [f"{path}.{module}: has no value for {key}" for key in keys if row[key] is None]
         table[module] = row  # type: ignore[assignment]
-    table.setdefault(ANY, table.get(MODULES[-1], {}))
+    table.setdefault(ANY, table.get(TEXT_MODULES[-1], {}))
     rows = _ordered(table)
     table.clear()
     table.update(rows)

@@ -122,6 +122,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "experts": ", ".join(experiment.experts),
         "parameters": plan.survey.parameters,
         "layers": plan.survey.layers,
+        **plan.survey.told(),
         "dtype": plan.survey.dtype,
         "model_bytes": plan.model_bytes,
         "checkpoint_bytes": plan.survey.nbytes,

@@ -69,8 +69,9 @@ def check_tasks(plan: Plan) -> tuple[dict[str, int], str | None]:
     quiet()
     fitness = plan.experiment.fitness
     folder = checkpoints.locate(plan.survey.base, "base")
-    model = load_model(folder, plan.survey.dtype, "cpu")
-    tokenizer = load_tokenizer(folder)
+    trust = plan.survey.base.trusted
+    model = load_model(folder, plan.survey.dtype, "cpu", trust=trust)
+    tokenizer = load_tokenizer(folder, trust=trust)
     scorer = open_scorer(model, tokenizer, fitness, (*fitness.search, *fitness.holdout), plan.longest)
     assert scorer is not None
     searched = {

@@ -194,7 +194,7 @@ def starting_points(plan: Plan, progress: Progress = lambda text: None) -> list[
     experiment = plan.experiment
     points: list[Genome] = [start for start in experiment.starts if not isinstance(start, str)]
     if experiment.warm_start:
-        stock = warm_start.model_stock(plan.setup(), plan.laid, plan.survey.names, progress)
+        stock = warm_start.model_stock(plan.setup(), plan.laid, plan.survey.places, progress)
         points += known_points(plan.laid, [] if stock is None else [stock])
     else:
         points.append(initial(plan.coordinates))

@@ -47,7 +47,7 @@ def search(plan: Plan, observer: Observer, progress: Progress = lambda text: Non
     """
     with writing.lock(plan.folder):
         life.keep_budget(plan.experiment)
-        setup.prepare(plan.setup(), plan.laid.representatives(), plan.survey.names, progress)
+        setup.prepare(plan.setup(), plan.laid.representatives(), progress)
         starting_points(plan, progress)  # leaves its measurements on disk, for `Study`
         check_training(plan)
         progress("starting workers")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from evomerge.merging.model_stock import adds_up, task_vector_weights
 from evomerge.merging.table_store import Statistics
-from evomerge.models import Progress, tensor_names
+from evomerge.models import Progress
+from evomerge.models.tensor_names import Place
 from evomerge.searching.spaces.decoding import LaidOut
 from evomerge.searching.spaces.genes import Genome
 from evomerge.searching.spaces.known_points import WantedWeight, nearest_weights, together
@@ -16,7 +17,7 @@ from evomerge.studies.candidates.setup import Setup, open_inputs
 
 
 def model_stock(
-    setup: Setup, laid: LaidOut, names: Sequence[str], progress: Progress = lambda text: None
+    setup: Setup, laid: LaidOut, places: Mapping[str, Place], progress: Progress = lambda text: None
 ) -> Genome | None:
     """Model stock's step from the base towards the experts' average, as weights of task vectors.
 
@@ -31,7 +32,7 @@ def model_stock(
     Args:
         setup: what workers are made from.
         laid: the search space, laid over the models.
-        names: the names of the live model's parameters.
+        places: tensor that is merged -> where it sits.
         progress: is told when angles are to be measured.
 
     Returns:
@@ -46,22 +47,21 @@ def model_stock(
     for method in laid.space.methods:
         genome = together(laid, method)
         if genome is not None and adds_up(method, laid.decode(genome).options[method]):
-            return nearest_weights(laid, genome, _wishes(setup, laid, genome, names, progress))
+            return nearest_weights(laid, genome, _wishes(setup, laid, genome, places, progress))
     return None
 
 
 def _wishes(
-    setup: Setup, laid: LaidOut, genome: Genome, names: Sequence[str], progress: Progress
+    setup: Setup, laid: LaidOut, genome: Genome, places: Mapping[str, Place], progress: Progress
 ) -> list[WantedWeight]:
     """The weight that model stock gives each tensor, divided by the λ of a genome at that place."""
     base, experts = open_inputs(setup)
     recipe = laid.decode(genome)
     statistics = Statistics(
-        base, experts, names, Path(setup.cache), lambda text: progress("measuring angles for a warm start")
+        base, experts, list(places), Path(setup.cache), lambda text: progress("measuring angles for a warm start")
     )
-    places = tensor_names.places(names)
     wishes = []
-    for name, weight in task_vector_weights(names, tuple(recipe.experts), statistics):
+    for name, weight in task_vector_weights(list(places), tuple(recipe.experts), statistics):
         factor = recipe.coefficients(places[name])["lambda"][0]
         if factor:
             wishes.append(WantedWeight(places[name], math.prod(base.shapes[name]), weight / factor))

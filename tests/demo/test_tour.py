@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from evomerge.cli.main import app
 from evomerge.demo import experiment, family
 from evomerge.demo.family import Course, Settings
-from evomerge.results.exporting.comparing import weights_sha256
+from evomerge.models.live_weights import weights_sha256
 from evomerge.scoring.documents.skills import SKILLS
 from evomerge.studies import journal
 

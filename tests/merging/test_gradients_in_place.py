@@ -127,7 +127,7 @@ def test_where_the_checkpoints_lie_changes_nothing(family: Path, tmp_path: Path)
     _, wanted = bench.gradient(recipe)
     for residency in ("resident", "streamed"):
         held = bench.merger
-        bench.merger = Merger(bench.model, held.base, held.experts, tmp_path, residency=residency)
+        bench.merger = Merger(held.weights, held.base, held.experts, tmp_path, residency=residency)
         assert bench.gradient(recipe)[1] == wanted
 
 

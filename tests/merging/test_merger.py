@@ -108,7 +108,7 @@ def test_where_the_checkpoints_lie_changes_no_bit(bf16_family: Path, tmp_path: P
     hashes = set()
     for residency in ("mapped", "resident", "streamed"):
         opened = merger.Merger(
-            bench.model, bench.merger.base, bench.merger.experts, tmp_path, "never", residency=residency
+            bench.merger.weights, bench.merger.base, bench.merger.experts, tmp_path, "never", residency=residency
         )
         opened.apply(recipe(bench, method, parameters=given(method)))
         hashes.add(opened.sha256())
@@ -143,7 +143,7 @@ def test_tables_are_prepared_for_every_method_before_workers_start(family: Path,
     cache = tmp_path / "tables"
     for _ in range(2):
         opened = bench.merger.base, bench.merger.experts
-        merger.prepare(*opened, list(bench.merger.places), recipes, cache, messages.append)
+        merger.prepare(*opened, bench.merger.places, recipes, cache, messages.append)
     assert len(messages) == len(set(messages)) == len(list(cache.glob("*.safetensors"))) > 0
     before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     again = open_bench(family, cache)

@@ -29,10 +29,10 @@ from transformers import (
 )
 
 from evomerge.models import tensor_names
+from evomerge.models.live_weights import weights_sha256
 from evomerge.models.source import Source
 from evomerge.models.survey import survey_models
 from evomerge.recipes.recipe import Recipe
-from evomerge.results.exporting.comparing import weights_sha256
 from evomerge.results.exporting.folder import export_recipe
 from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.candidates.workbench import Workbench

@@ -48,12 +48,12 @@ def test_a_study_looks_for_damage_in_every_byte_before_its_workers_start(
 ) -> None:
     found = survey.survey_models(source(family / "models/base"), {"lora": source(lora)}, "auto")
     setup = Setup(found.base, found.experts, found.dtype, str(tmp_path / "cache"))
-    prepare(setup, [], found.names, silent)
+    prepare(setup, [], silent)
     (file,) = (tmp_path / "cache/inputs").glob("*.safetensors")
     sound = file.read_bytes()
     file.unlink()
     file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
-    prepare(setup, [], found.names, silent)
+    prepare(setup, [], silent)
     assert file.read_bytes() == sound
 
 

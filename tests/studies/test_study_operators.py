@@ -19,10 +19,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from evomerge.errors import CandidateError, ConfigError, StudyError
+from evomerge.models.live_weights import weights_sha256
 from evomerge.models.loading import load_model, load_tokenizer
 from evomerge.results import certificate, summary, tables
 from evomerge.results.exporting import next_round
-from evomerge.results.exporting.comparing import weights_sha256
 from evomerge.results.exporting.folder import export_recipe, export_trial
 from evomerge.scoring.measured import measure
 from evomerge.studies import journal, life, second_phase, study

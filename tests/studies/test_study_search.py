@@ -17,7 +17,7 @@ import yaml
 
 from evomerge import plugins
 from evomerge.errors import StudyError
-from evomerge.results.exporting.comparing import weights_sha256
+from evomerge.models.live_weights import weights_sha256
 from evomerge.results.exporting.folder import export_trial
 from evomerge.studies import journal, life, study
 from evomerge.studies.candidates.setup import Setup

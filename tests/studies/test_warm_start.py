@@ -13,7 +13,7 @@ from evomerge.errors import ConfigError
 from evomerge.merging import model_stock
 from evomerge.models import survey
 from evomerge.models.source import Source
-from evomerge.models.tensor_names import places
+from evomerge.models.tensor_names import Place
 from evomerge.searching.spaces import known_points
 from evomerge.searching.spaces.decoding import CommonRecipe, LaidOut
 from evomerge.searching.spaces.genes import Coordinate
@@ -80,7 +80,7 @@ def test_all_starts_that_do_not_fit_are_told_at_once() -> None:
 # --- model stock -------------------------------------------------------------------------------------------
 
 
-def made(folder: Path, **changes: Any) -> tuple[Setup, LaidOut, list[str]]:
+def made(folder: Path, **changes: Any) -> tuple[Setup, LaidOut, dict[str, Place]]:
     """What model stock's point is made from, on the family's checkpoints or those of changed names."""
     experts = {name: Source(model=str(folder / "models" / name)) for name in changes.pop("experts", ("ant", "bee"))}
     found = survey.survey_models(Source(model=str(folder / "models/base")), experts, "auto")
@@ -92,7 +92,7 @@ def made(folder: Path, **changes: Any) -> tuple[Setup, LaidOut, list[str]]:
     }
     setup = Setup(found.base, found.experts, found.dtype, str(changes.pop("cache")))
     common = CommonRecipe(found.base, found.experts, found.layers, found.dtype, 0)
-    return setup, LaidOut(SearchSpace.model_validate({**data, **changes}), common), found.names
+    return setup, LaidOut(SearchSpace.model_validate({**data, **changes}), common), found.places
 
 
 def cosine_weight(setup: Setup, name: str) -> float:
@@ -120,11 +120,11 @@ def kin(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_model_stocks_weights_are_the_means_of_its_ratio_by_elements(kin: Path, tmp_path: Path) -> None:
-    setup, laid, names = made(kin, cache=tmp_path)
-    found = warm_start.model_stock(setup, laid, names)
+    setup, laid, sat = made(kin, cache=tmp_path)
+    found = warm_start.model_stock(setup, laid, sat)
     assert found is not None
     base, _ = open_inputs(setup)
-    laid_out = places(names)
+    laid_out = sat
     for group, layers in (("g0", (0, 1)), ("g1", (2, 3))):
         covered = [name for name, place in laid_out.items() if place.module == "mlp" and place.layer in layers]
         sizes = [base[name].numel() for name in covered]
@@ -136,19 +136,19 @@ def test_model_stocks_weights_are_the_means_of_its_ratio_by_elements(kin: Path, 
 
 
 def test_model_stocks_point_is_its_model_where_every_tensor_has_a_weight(kin: Path, tmp_path: Path) -> None:
-    names = made(kin, cache=tmp_path)[-1]
-    setup, laid, _ = made(kin, cache=tmp_path, modules=names, layers={"groups": 1})
-    found = warm_start.model_stock(setup, laid, names)
+    names = list(made(kin, cache=tmp_path)[-1])
+    setup, laid, sat = made(kin, cache=tmp_path, modules=names, layers={"groups": 1})
+    found = warm_start.model_stock(setup, laid, sat)
     assert found is not None
     for name in names:
         assert found[f"weight.g0.{name}.ant"] == pytest.approx(cosine_weight(setup, name), abs=5.1e-5)
 
 
 def test_the_weights_allow_for_lambda(kin: Path, tmp_path: Path) -> None:
-    setup, laid, names = made(kin, cache=tmp_path, modules=[], genes={"weight": {"low": 0, "high": 5}})
-    plain = warm_start.model_stock(setup, laid, names)
+    setup, laid, sat = made(kin, cache=tmp_path, modules=[], genes={"weight": {"low": 0, "high": 5}})
+    plain = warm_start.model_stock(setup, laid, sat)
     halved = laid.space.model_copy(update={"fixed": {"lambda": 0.5}})
-    doubled = warm_start.model_stock(setup, LaidOut(halved, laid.common), names)
+    doubled = warm_start.model_stock(setup, LaidOut(halved, laid.common), sat)
     assert plain is not None
     assert doubled is not None
     assert doubled["weight"] == pytest.approx(2 * float(plain["weight"]), abs=2e-4)
@@ -220,7 +220,7 @@ def test_methods_that_add_up_are_found_by_asking_them() -> None:
 
 
 def test_the_point_is_one_of_the_space(kin: Path, tmp_path: Path) -> None:
-    setup, laid, names = made(kin, cache=tmp_path, genes={"weight": {**WEIGHT, "low": 0.3, "high": 0.4}})
-    found = warm_start.model_stock(setup, laid, names)
+    setup, laid, sat = made(kin, cache=tmp_path, genes={"weight": {**WEIGHT, "low": 0.3, "high": 0.4}})
+    found = warm_start.model_stock(setup, laid, sat)
     assert found is not None
     assert known_points.resolve(laid.coordinates, [found], {}) == (found,)

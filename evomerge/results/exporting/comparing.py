@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from evomerge.errors import StudyError
-from evomerge.files import hashing
+from evomerge.models.checkpoints import Checkpoint
+from evomerge.models.live_weights import weights_sha256
 from evomerge.models.loading import load_model, load_tokenizer
 from evomerge.studies.candidates.workbench import Built, Workbench
 
@@ -25,21 +26,18 @@ def compare(folder: Path, bench: Workbench, built: Built, digest: str) -> None:
     Raises:
         StudyError: the folder loads with other weights, another config or another tokenizer.
     """
-    loaded = load_model(folder, built.recipe.dtype, "cpu")
-    reloaded = weights_sha256(loaded)
+    trust = built.recipe.base.trusted
+    loaded = load_model(folder, built.recipe.dtype, "cpu", trust=trust)
+    files = Checkpoint(folder, str(folder))
+    reloaded = weights_sha256(loaded, {name: files[name] for name in bench.merger.weights.carried})
     if reloaded != digest:
         raise StudyError(
             f"{folder}: the folder loads as {reloaded[:12]} and not as {digest[:12]}; please report this"
         )
     if built.recipe.operators and not torch.equal(_some_logits(loaded), _some_logits(built.model)):
         raise StudyError(f"{folder}: the folder's config does not load as it was scored; please report this")
-    if bench.added and load_tokenizer(folder).get_vocab() != bench.tokenizer.get_vocab():
+    if bench.added and load_tokenizer(folder, trust=trust).get_vocab() != bench.tokenizer.get_vocab():
         raise StudyError(f"{folder}: the tokenizer does not load as it was written; please report this")
-
-
-def weights_sha256(model: Any) -> str:
-    """The hash of a live model's weights, see `files.hashing.sha256`. Tied parameters count once."""
-    return hashing.sha256({name: parameter.data for name, parameter in model.named_parameters()})
 
 
 def _some_logits(model: Any) -> torch.Tensor:

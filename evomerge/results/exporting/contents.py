@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,25 @@ from transformers import GenerationConfig
 
 from evomerge.models import rope
 from evomerge.recipes import files
+from evomerge.results.exporting import carried
 from evomerge.results.exporting.model_card import model_card
 from evomerge.studies.candidates.workbench import Built, Workbench
 from evomerge.studies.folder import DELTAS
 
 ABOUT = "evomerge.json"  # the file that says where the model comes from
 
-# The files of a tokenizer, which are copied from the base's folder.
-_TOKENIZER = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
+# What goes along from the base's folder: configs, tokenizer, processor, chat templates, licence.
+_ALONG = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.bpe", "*.spm", "LICENSE*", "NOTICE*")
+_CODE = ("*.py",)  # goes along where it is trusted
+_FOLDERS = ("additional_chat_templates",)
+# What does not: these describe the base's weights, or how they were made.
+_LEFT = (
+    "config.json",
+    "*.index.json",
+    "adapter_config.json",
+    "trainer_state.json",
+    "*_results.json",
+    "evomerge.json",
 )
 _SHARD = "4GB"  # the greatest size of a weights file
 
@@ -45,7 +51,15 @@ class Origin:
     certificate: dict[str, Any] | None = None
 
 
-def write(folder: Path, bench: Workbench, built: Built, digest: str, origin: Origin, mergekit: str | None) -> None:
+def write(
+    folder: Path,
+    bench: Workbench,
+    built: Built,
+    digest: str,
+    origin: Origin,
+    mergekit: str | None,
+    tensors: Mapping[str, str],
+) -> None:
     """Fills an empty folder with all that an export holds.
 
     Args:
@@ -55,6 +69,7 @@ def write(folder: Path, bench: Workbench, built: Built, digest: str, origin: Ori
         digest: the hash of the model's weights.
         origin: what is known of the model besides its recipe.
         mergekit: the text of mergekit's configuration of the same merge; None where mergekit cannot express it.
+        tensors: what was merged, kept and left out, in words, see `Survey.told`.
     """
     recipe = built.recipe
     _write_model(folder, bench, built)
@@ -66,11 +81,12 @@ def write(folder: Path, bench: Workbench, built: Built, digest: str, origin: Ori
         "weights_sha256": digest,
         "scores": origin.scores,
         "certificate": origin.certificate,
+        "tensors": dict(tensors),
     }
     if built.training_records:
         about["training"] = dict(built.training_records)
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    card = model_card(recipe, digest, origin.scores, origin.certificate, mergekit=mergekit is not None)
+    card = model_card(recipe, digest, origin.scores, origin.certificate, tensors, mergekit=mergekit is not None)
     card.save(folder / "README.md")
 
 
@@ -85,22 +101,35 @@ def _write_model(folder: Path, bench: Workbench, built: Built) -> None:
     # The base's own generation config is copied below, because transformers loads some that it refuses to save.
     built.model.generation_config = GenerationConfig()
     built.model.save_pretrained(folder, max_shard_size=_SHARD)
+    _keep_architecture(bench.folder / "config.json", folder / "config.json")
+    carried.add(folder, bench.merger.weights.carried_tensors(), _SHARD)
     if built.recipe.operators:
         _write_portable(folder / "config.json")
     for name, file in built.files.items():
         (folder / DELTAS).mkdir(exist_ok=True)
         shutil.copy(file, folder / DELTAS / f"{name}.safetensors")
-    _copy(bench.folder, folder, "generation_config.json", *(() if bench.added else _TOKENIZER))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    _copy_along(bench.folder, folder, (*_ALONG, *(_CODE if built.recipe.base.trusted else ())))
     if bench.added:
         bench.tokenizer.save_pretrained(folder)
 
 
-def _copy(folder: Path, out: Path, *patterns: str) -> None:
-    """Copies the files of a folder whose names match a pattern."""
-    for pattern in patterns:
-        for file in folder.glob(pattern):
-            if file.is_file():
-                shutil.copy(file, out / file.name)
+def _keep_architecture(base: Path, path: Path) -> None:
+    """Names the base's own classes in a config.json: the model may have been opened by another one."""
+    own, config = (json.loads(one.read_text(encoding="utf-8")) for one in (base, path))
+    if own.get("architectures"):
+        config["architectures"] = own["architectures"]
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _copy_along(folder: Path, out: Path, patterns: Sequence[str]) -> None:
+    """Copies what goes along with the weights from the base's folder."""
+    for file in folder.iterdir():
+        wanted = any(file.match(pattern) for pattern in patterns) and not any(file.match(one) for one in _LEFT)
+        if file.is_file() and wanted:
+            shutil.copy(file, out / file.name)
+        elif file.is_dir() and file.name in _FOLDERS:
+            shutil.copytree(file, out / file.name)
 
 
 def _write_portable(path: Path) -> None:

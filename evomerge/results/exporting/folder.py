@@ -12,13 +12,14 @@ import torch
 
 from evomerge.errors import CandidateError, StudyError
 from evomerge.files import writing
-from evomerge.models import Progress
+from evomerge.models import Progress, fitting
+from evomerge.models.live_weights import LiveWeights
 from evomerge.models.survey import Survey
 from evomerge.operators import Watch, unwatched
 from evomerge.recipes import mergekit_yaml
 from evomerge.recipes.recipe import Recipe
 from evomerge.results.exporting import contents
-from evomerge.results.exporting.comparing import compare, weights_sha256
+from evomerge.results.exporting.comparing import compare
 from evomerge.results.exporting.contents import Origin
 from evomerge.results.exporting.recipe_files import read_recipe
 from evomerge.studies.candidates import operating
@@ -139,13 +140,13 @@ def _write(
     open_inputs(setup, progress, whole=True)
     bench = Workbench(setup)
     built = bench.build(recipe, watch)
-    digest = _sound_digest(built.model, origin.weights_sha256)
+    digest = _sound_digest(bench.merger.weights, origin.weights_sha256)
     # mergekit merges files as they are, so converted tensors and adapters cannot be expressed in its configuration.
     mergekit = mergekit_yaml.write(built.recipe, survey.names) if survey.plain else None
     progress("writing")
     with writing.saving(out):
         aside.mkdir(parents=True)
-        contents.write(aside, bench, built, digest, origin, mergekit)
+        contents.write(aside, bench, built, digest, origin, mergekit, survey.told())
     progress("loading it again to compare")
     compare(aside, bench, built, digest)
     with writing.saving(out):
@@ -155,8 +156,8 @@ def _write(
     return out
 
 
-def _sound_digest(model: Any, scored: str | None) -> str:
-    """The hash of a model's weights.
+def _sound_digest(weights: LiveWeights, scored: str | None) -> str:
+    """The hash of a live model's weights.
 
     Args:
         scored: the hash that the weights must have; None if any hash will do.
@@ -165,12 +166,12 @@ def _sound_digest(model: Any, scored: str | None) -> str:
         CandidateError: a weight is not finite.
         StudyError: the hash is another one.
     """
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+    for name, tensor in weights.merged.items():
+        if not fitting.is_finite(tensor.data):
             raise CandidateError(
                 f"the merged {name} is not finite: the coefficients are too large, or a parent is not"
             )
-    digest = weights_sha256(model)
+    digest = weights.sha256()
     if scored not in (None, digest):
         raise StudyError(
             f"the model built now ({digest[:12]}) is not the one that was scored ({str(scored)[:12]}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def model_card(
     digest: str,
     scores: dict[str, Any] | None,
     certificate: dict[str, Any] | None,
+    tensors: Mapping[str, str],
     *,
     mergekit: bool,
 ) -> ModelCard:
@@ -28,6 +30,7 @@ def model_card(
         digest: the hash of the model's weights.
         scores: the trial's number and scores, see `contents.Origin`.
         certificate: the result of `evomerge certify`.
+        tensors: what was merged, kept and left out, in words.
         mergekit: whether the folder has a mergekit.yaml.
     """
     models = [recipe.base, *recipe.experts.values()]
@@ -45,6 +48,7 @@ def model_card(
         f"Made by evomerge {__version__}: method `{recipe.method}`, dtype "
         f"`{recipe.dtype}`, seed {recipe.seed}. {_what_followed(recipe)}",
         f"- **base**: `{_shown(recipe.base.model)}`\n{experts}",
+        "\n".join(f"- {key.replace('_', ' ')}: {words}" for key, words in tensors.items()),
     ]
     if scores is not None:
         parts += ["## Scores in the search", _score_table(scores), _SEARCH_NOTE]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 
 from evomerge.errors import ConfigError
-from evomerge.models.tensor_names import MODULES
+from evomerge.models.tensor_names import TEXT_MODULES
 from evomerge.recipes.canonical import expert_faults
 from evomerge.searching.spaces.genes import (
     BASE,
@@ -82,7 +82,7 @@ def _depths(space: SearchSpace, layers: int) -> list[tuple[str, int | None]]:
 def _modules(space: SearchSpace) -> list[str]:
     """The places on the module axis: those that the space names, and `other` for the groups that it does not."""
     named = list(space.modules)
-    return named if set(named) == set(MODULES) else [*(m for m in named if m != "other"), "other"]
+    return named if set(TEXT_MODULES) <= set(named) else [*(m for m in named if m != "other"), "other"]
 
 
 def _fit_faults(space: SearchSpace, experts: Sequence[str], layers: int) -> list[str]:

@@ -78,14 +78,10 @@ def longest_text(base: Source, steps: Sequence[OperatorStep]) -> int | None:
 
 def _config(base: Source) -> Any:
     """The transformers config of the base."""
-    from transformers import AutoConfig
-
     from evomerge.models import checkpoints
-    from evomerge.models.loading import loading
+    from evomerge.models.loading import read_config
 
-    folder = checkpoints.locate(base, "base")
-    with loading(folder, "base"):
-        return AutoConfig.from_pretrained(folder)
+    return read_config(checkpoints.locate(base, "base"), "base", trust=base.trusted)
 
 
 def delta_file(recipe: Recipe, position: int) -> str:

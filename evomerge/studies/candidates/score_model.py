@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from evomerge.errors import ConfigError
-from evomerge.files import hashing
+from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.family import Inputs
+from evomerge.models.live_weights import weights_sha256
 from evomerge.models.loading import load_model, load_tokenizer
 from evomerge.models.source import DTYPES, Source, parse_source
 from evomerge.scoring.fitness import Entry, Fitness
@@ -48,7 +49,7 @@ def score_model(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(threads)
-    live = load_model(folder, dtype, device)
+    live, files = load_model(folder, dtype, device), Checkpoint(folder, "model")
     scorer = open_scorer(live, load_tokenizer(folder), fitness, entries)
     assert scorer is not None
     report = scorer.score()
@@ -64,5 +65,5 @@ def score_model(
         "documents": {task: len(result.documents) for task, result in report.tasks.items()},
         "truncated": report.truncated,
         "note": scorer.note,
-        "weights_sha256": hashing.sha256({name: value.data for name, value in live.named_parameters()}),
+        "weights_sha256": weights_sha256(live, {name: files[name] for name in inputs.carried}),
     }

@@ -53,6 +53,15 @@ class Setup:
     max_length: int | None = None
 
 
+def inputs_of(setup: Setup) -> Inputs:
+    """The base and the experts of a setup.
+
+    Raises:
+        CheckpointError: a checkpoint is missing, damaged, or does not fit.
+    """
+    return Inputs(setup.base, setup.experts, setup.vocabulary)
+
+
 def open_inputs(
     setup: Setup, progress: Progress = lambda text: None, *, whole: bool = False
 ) -> tuple[Checkpoint, dict[str, Checkpoint]]:
@@ -64,14 +73,11 @@ def open_inputs(
     Raises:
         CheckpointError: a checkpoint is missing, damaged, or does not fit.
     """
-    return Inputs(setup.base, setup.experts, setup.vocabulary).open(Path(setup.cache), progress, whole=whole)
+    return inputs_of(setup).open(Path(setup.cache), progress, whole=whole)
 
 
-def prepare(setup: Setup, recipes: Sequence[Recipe], names: Sequence[str], progress: Progress) -> None:
-    """Converts tensors where that is needed, and computes the tables that recipes look up, once for all workers.
-
-    Args:
-        names: the names of the live model's parameters.
-    """
-    base, experts = open_inputs(setup, progress, whole=True)
-    merger.prepare(base, experts, names, recipes, Path(setup.cache), progress)
+def prepare(setup: Setup, recipes: Sequence[Recipe], progress: Progress) -> None:
+    """Converts tensors where that is needed, and computes the tables that recipes look up, once for all workers."""
+    inputs = inputs_of(setup)
+    base, experts = inputs.open(Path(setup.cache), progress, whole=True)
+    merger.prepare(base, experts, inputs.places, recipes, Path(setup.cache), progress)

@@ -78,11 +78,12 @@ class Workbench:
             torch.set_num_threads(setup.threads)
         self.setup = setup
         inputs = Inputs(setup.base, setup.experts, setup.vocabulary)
-        base, experts = self._opened = inputs.open(Path(setup.cache))
+        self._opened = inputs.open(Path(setup.cache))
         self.folder, self.added, self._rows = inputs.folder, inputs.added, inputs.rows
-        self.model = load_model(inputs.folder, setup.dtype, setup.device, inputs.rows)
+        self.model = self._base()
         self.tokenizer = inputs.tokenizer()
-        self.merger = Merger(self.model, base, experts, Path(setup.cache), setup.compiled)
+        self._inputs = inputs
+        self.merger = self._merger(self.model)
         self.scorer = open_scorer(self.model, self.tokenizer, setup.fitness, setup.entries, setup.max_length)
         self.note = None if self.scorer is None else self.scorer.note
 
@@ -272,10 +273,20 @@ class Workbench:
 
     def _parent(self, recipe: Recipe, name: str) -> Any:
         """A new live model: the base or expert of that name, as the recipe merges it, before any operator."""
-        model = load_model(self.folder, self.setup.dtype, self.setup.device, self._rows)
-        cache = Path(self.setup.cache)
-        Merger(model, *self._opened, cache, self.setup.compiled).apply(parent_recipe(recipe, name))
+        model = self._base()
+        self._merger(model).apply(parent_recipe(recipe, name))
         return model
+
+    def _base(self) -> Any:
+        """A new live model that holds the base."""
+        setup = self.setup
+        return load_model(self.folder, setup.dtype, setup.device, self._rows, trust=setup.base.trusted)
+
+    def _merger(self, model: Any) -> Merger:
+        """Writes candidates into a live model that holds the base."""
+        base, experts = self._opened
+        weights = self._inputs.live_weights(model, base, self.setup.dtype)
+        return Merger(weights, base, experts, Path(self.setup.cache), self.setup.compiled)
 
 
 @contextmanager

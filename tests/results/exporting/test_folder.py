@@ -13,8 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.errors import CheckpointError, ConfigError, StudyError
+from evomerge.models.live_weights import weights_sha256
 from evomerge.results import certificate
-from evomerge.results.exporting.comparing import weights_sha256
 from evomerge.results.exporting.folder import export_recipe, export_trial
 from evomerge.searching.spaces import genes
 from evomerge.studies import experiment, study

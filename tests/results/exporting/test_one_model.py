@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 from evomerge.cli.main import app
-from evomerge.results.exporting.comparing import weights_sha256
+from evomerge.models.live_weights import weights_sha256
 from tests.helpers.family import LETTERS
 
 

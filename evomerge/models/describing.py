@@ -1,0 +1,45 @@
+"""What one model of a family will have once it is brought under the live model's names, from headers alone."""
+
+from __future__ import annotations
+
+from evomerge.models import adapter_settings, adapters
+from evomerge.models.adapters import Adapter
+from evomerge.models.conversion import converted_shapes
+from evomerge.models.input import Input
+from evomerge.models.loading import Skeleton, empty_model
+from evomerge.models.unbuilt import unbuilt
+
+
+def describe_input(model: Input, base: Input, live: Skeleton) -> None:
+    """Fills in what an input will have.
+
+    Raises:
+        CheckpointError: it cannot be brought under the live model's names.
+    """
+    if model.held.file(next(iter(model.held))).name == adapters.WEIGHTS:
+        model.adapter = Adapter(
+            model.held,
+            adapter_settings.read(model.folder, model.where),
+            live.shapes,
+            rows=live.rows,
+            conv1d=live.conv1d,
+            tied=live.tied,
+            where=model.where,
+            path=model.folder / adapters.WEIGHTS,
+        )
+        model.shapes, model.dtypes = {**base.shapes, **model.adapter.shapes}, base.dtypes
+        return
+    model.converts = any(name not in model.shapes for name in live.shapes)
+    converted = converted_shapes(model, live) if model.converts else model.shapes
+    model.unbuilt = frozenset(_unbuilt(model, live))
+    if model.converts:
+        model.shapes = {**converted, **{name: model.held.shapes[name] for name in model.unbuilt}}
+        model.dtypes = {**dict.fromkeys(model.shapes, model.held.dtype), **model.dtypes}
+
+
+def _unbuilt(model: Input, live: Skeleton) -> list[str]:
+    """The tensors in a folder that its own class does not build, or the live one where the folder has no config."""
+    if (model.folder / "config.json").is_file():
+        return unbuilt(empty_model(model.folder, model.where, trust=model.source.trusted), model.held)
+    known = {*live.shapes, *live.buffers, *live.tied, *live.whole_numbers}
+    return [name for name in model.held if name not in known]
