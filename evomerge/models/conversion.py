@@ -14,7 +14,7 @@ from evomerge.errors import CheckpointError
 from evomerge.models.input import Input
 from evomerge.models.loading import Skeleton, empty_model, loading, text_modules, whole_model
 from evomerge.models.overlays import LazyTensor
-from evomerge.models.tensor_names import some
+from evomerge.models.tensor_names import TOWERS, module_of, some
 
 # The keys of transformers' report on loading -> what is wrong with a folder for which the report lists names.
 _FAULTS = {
@@ -59,23 +59,27 @@ def converted_shapes(model: Input, live: Skeleton) -> dict[str, tuple[int, ...]]
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    _check_loaded(model, info)
+    _check_loaded(model, info, live)
     own = text_modules(made)
     pairs = zip(own, live.text, strict=True)
     model.renamed = {one: other for one, other in pairs if one and other and one != other}
-    return {model.live_name(name): tuple(tensor.shape) for name, tensor in loaded.state_dict().items()}
+    found = {name: tensor for name, tensor in loaded.state_dict().items() if name not in info["missing_keys"]}
+    return {model.live_name(name): tuple(tensor.shape) for name, tensor in found.items()}
 
 
-def _check_loaded(model: Input, info: Mapping[str, Any]) -> None:
+def _check_loaded(model: Input, info: Mapping[str, Any], live: Skeleton) -> None:
     """Refuses a folder of which transformers leaves tensors out, or for which it makes tensors up.
 
     Args:
         info: what transformers reports on loading: for each kind of fault, the tensors' names.
+        live: the live model. What an expert may be without is no fault, see `models.family`.
     """
     for key, text in _FAULTS.items():
         names = sorted(entry[0] if isinstance(entry, tuple) else entry for entry in info[key])
         # Old GPT-2 files have the fill value of their masks in them, as scalars.
         names = [name for name in names if model.held.shapes.get(name) != ()]
+        if key == "missing_keys":
+            names = [name for name in names if name not in live.buffers and module_of(name) not in TOWERS]
         if names:
             raise CheckpointError(f"{model.where}: {model.folder} {text.format(some(names))}")
 
@@ -120,17 +124,17 @@ def _transformers_log() -> Iterator[list[str]]:
         logger.propagate = before[1]
 
 
-def convert(model: Input) -> dict[str, LazyTensor]:
+def convert(model: Input, live: Skeleton) -> dict[str, LazyTensor]:
     """The tensors that transformers loads from a folder under other names or with other content than lie there."""
     with _complaining(model):
         dtype = getattr(torch, model.held.dtype)
         loaded, info = whole_model(model.folder, model.source.trusted, dtype=dtype, output_loading_info=True)
-    _check_loaded(model, info)
+    _check_loaded(model, info, live)
     converted = {}
     for own, tensor in loaded.state_dict().items():
         name = model.live_name(own)
         # Other dtypes than the loaded one are kept as they are: loading has rounded them.
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or own in info["missing_keys"]:
             continue
         if name not in model.held or not torch.equal(model.held[name].to(tensor.dtype), tensor):
             converted[name] = LazyTensor(tensor.dtype, tuple(tensor.shape), partial(_same, tensor))

@@ -7,6 +7,7 @@ from evomerge.models.adapters import Adapter
 from evomerge.models.conversion import converted_shapes
 from evomerge.models.input import Input
 from evomerge.models.loading import Skeleton, empty_model
+from evomerge.models.tensor_names import TOWERS, module_of
 from evomerge.models.unbuilt import unbuilt
 
 
@@ -29,7 +30,8 @@ def describe_input(model: Input, base: Input, live: Skeleton) -> None:
         )
         model.shapes, model.dtypes = {**base.shapes, **model.adapter.shapes}, base.dtypes
         return
-    model.converts = any(name not in model.shapes for name in live.shapes)
+    lacking = [name for name in live.shapes if name not in model.shapes]
+    model.converts = any(module_of(name) not in TOWERS for name in lacking)
     converted = converted_shapes(model, live) if model.converts else model.shapes
     model.unbuilt = frozenset(_unbuilt(model, live))
     if model.converts:

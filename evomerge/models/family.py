@@ -244,7 +244,7 @@ class Inputs:
         opened: dict[str, Checkpoint] = {}
         for name, model in self._models.items():
             if model.converts:
-                opened[name] = overlaid(name, model.held, "converted", partial(convert, model))
+                opened[name] = overlaid(name, model.held, "converted", partial(convert, model, self.skeleton))
             elif model.adapter is not None:
                 opened[name] = overlaid(name, opened[""], "folded", partial(_fold, model.adapter, opened[""]))
             else:

@@ -91,8 +91,8 @@ def test_a_buffer_in_which_all_are_equal_stays_bit_equal(routed: Path, tmp_path:
     for name in ("base", "ant", "bee"):
         shutil.copytree(routed / name, tmp_path / name)
         rewrite(tmp_path / name, {BIAS: tensors(routed / "base")[BIAS]})
-    options = {"method": "linear", "options": {"normalize": False}, "parameters": {"weight": 1.0}}
-    found = merge(tmp_path, tmp_path / "out", **options)
+    options: dict[str, Any] = {"options": {"normalize": False}, "parameters": {"weight": 1.0}}
+    found = merge(tmp_path, tmp_path / "out", method="linear", **options)
     assert torch.equal(found[BIAS], tensors(routed / "base")[BIAS])
 
 
@@ -192,6 +192,19 @@ def test_a_text_model_is_an_expert_of_one_with_a_tower(seeing: Path, tmp_path: P
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "ant")
     assert torch.equal(loaded(input_ids=ids).logits, wanted(input_ids=ids).logits)
+
+
+def test_an_expert_without_the_tower_stands_for_the_base(seeing: Path, tmp_path: Path) -> None:
+    for name in ("base", "ant", "bee"):
+        shutil.copytree(seeing / name, tmp_path / name)
+    tower = [name for name in tensors(seeing / "ant") if name.startswith(VISION)]
+    rewrite(tmp_path / "ant", dict.fromkeys(tower))
+    found = merge(tmp_path, tmp_path / "out", parameters={"weight": {"ant": 1.0, "bee": 0.5}})
+    base, bee = tensors(seeing / "base"), tensors(seeing / "bee")
+    for name in tower:
+        torch.testing.assert_close(found[name], base[name] + 0.5 * (bee[name] - base[name]))
+    with pytest.raises(CheckpointError, match=r"base: .* lacks model\.visual"):
+        survey(tmp_path / "ant", tmp_path / "bee")
 
 
 def test_a_model_with_a_tower_is_an_expert_of_a_text_model(seeing: Path, tmp_path: Path) -> None:
