@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from evomerge.errors import CheckpointError, first_line
 from evomerge.scoring.forward.caches import keys_values, path_cache
 from evomerge.scoring.forward.masks import TreeMasks
 from evomerge.scoring.forward.walk import last_hidden
@@ -23,6 +24,33 @@ _BY_COLUMN = ("alibi", "use_alibi", "attention_chunk_size", "window_size", "atte
 _KINDS = ("full_attention", "sliding_attention")
 
 _LENGTH_DEPENDENT = ("dynamic", "longrope")  # ropes that look at the longest row of a batch
+
+
+@torch.no_grad()
+def check_reads_text(model: Any) -> None:
+    """Checks that a model takes text alone, and that no token's logits depend on what follows the token.
+
+    Raises:
+        CheckpointError: it needs more than text, or looks ahead.
+        torch.OutOfMemoryError: memory ran out, which says nothing of the model.
+    """
+    name = type(model).__name__
+    try:
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(2, 10, device=model.device)[None] % vocabulary
+        whole, part = (model(input_ids=row, use_cache=False).logits.float() for row in (ids, ids[:, :5]))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model raises that wants an image, or another input
+        raise CheckpointError(
+            f"{name} cannot be scored, because it does not take text alone: {first_line(error)}"
+        ) from error
+    tolerance = 1e-2 if model.dtype == torch.float32 else 1e-1
+    if whole.shape[:2] != ids.shape or bool((whole[:, :5] - part).norm() > tolerance * part.norm()):
+        raise CheckpointError(
+            f"{name} cannot be scored, because what it says of a token depends on the tokens after it; "
+            "log-likelihoods and generated text need a causal language model"
+        )
 
 
 def find_masks(model: Any, longest: int) -> TreeMasks | None:

@@ -1,13 +1,17 @@
 """Tree masks: models that heed them share tokens, models that cannot do not, and the numbers are right in both."""
 
+import types
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BertConfig
 
+from evomerge.errors import CheckpointError
 from evomerge.scoring.forward import admission
 from evomerge.scoring.forward.masks import TreeMasks
 from evomerge.scoring.reports import TaskSpec
 from evomerge.scoring.scorer import Scorer
-from tests.helpers.tiny_models import ROWS, TREES, plain_logprobs
+from tests.helpers.tiny_models import ROWS, TREES, VOCABULARY, plain_logprobs
 
 WINDOWS = ("gemma2", "gemma3", "mistral", "qwen2_window")
 
@@ -166,3 +170,27 @@ def test_a_half_precision_model_is_admitted_and_one_that_ignores_positions_is_no
     assert admission.find_masks(model, 100) is not None
     wrap(model, without_positions)
     assert admission.find_masks(model, 100) is None
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_model_that_looks_ahead_is_refused_by_name(decoder, pairs, scoring_engine):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = BertConfig(vocab_size=VOCABULARY, initializer_range=0.3, is_decoder=decoder, **sizes)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    if decoder:
+        assert_equal_to_plain_forwards(model, scoring_engine(model, pairs), pairs)
+        return
+    with pytest.raises(CheckpointError, match=r"BertLMHeadModel cannot be scored, because .* depends on the tokens"):
+        scoring_engine(model, pairs)
+
+
+def test_a_model_that_needs_an_image_is_refused_by_name(pairs, scoring_engine, scoring_model):
+    model = scoring_model("llama")
+
+    def forward(self, pixel_values, **given):
+        raise AssertionError
+
+    model.forward = types.MethodType(forward, model)
+    with pytest.raises(CheckpointError, match=r"LlamaForCausalLM cannot .* text alone: .*'pixel_values'"):
+        scoring_engine(model, pairs)
