@@ -86,7 +86,9 @@ def write(
     if built.training_records:
         about["training"] = dict(built.training_records)
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    card = model_card(recipe, digest, origin.scores, origin.certificate, tensors, mergekit=mergekit is not None)
+    sees = getattr(built.model.config, "vision_config", None) is not None
+    told = (digest, origin.scores, origin.certificate, tensors)
+    card = model_card(recipe, *told, mergekit=mergekit is not None, sees=sees)
     card.save(folder / "README.md")
 
 

@@ -23,6 +23,7 @@ def model_card(
     tensors: Mapping[str, str],
     *,
     mergekit: bool,
+    sees: bool = False,
 ) -> ModelCard:
     """The README.md of an exported folder: what the model is, how it was made, and what it scores.
 
@@ -32,13 +33,14 @@ def model_card(
         certificate: the result of `evomerge certify`.
         tensors: what was merged, kept and left out, in words.
         mergekit: whether the folder has a mergekit.yaml.
+        sees: whether the model takes images.
     """
     models = [recipe.base, *recipe.experts.values()]
     hub = [source.model for source in models if not Path(source.model).is_absolute()]
     data = ModelCardData(
         library_name="transformers",
         tags=["merge", "evomerge"],
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if sees else "text-generation",
         base_model=hub or None,
     )
     experts = "\n".join(f"- **{name}**: `{_shown(source.model)}`" for name, source in recipe.experts.items())

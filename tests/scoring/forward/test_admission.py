@@ -181,7 +181,7 @@ def test_a_model_that_looks_ahead_is_refused_by_name(decoder, pairs, scoring_eng
     if decoder:
         assert_equal_to_plain_forwards(model, scoring_engine(model, pairs), pairs)
         return
-    with pytest.raises(CheckpointError, match=r"BertLMHeadModel cannot be scored, because .* depends on the tokens"):
+    with pytest.raises(CheckpointError, match=r"BertLMHeadModel cannot be scored, .* depends on the tokens"):
         scoring_engine(model, pairs)
 
 
