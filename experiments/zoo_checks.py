@@ -1,0 +1,285 @@
+"""What has to hold of an architecture.
+
+a. Weight 1 of one expert gives that expert's file, tensor for tensor and bit for bit.
+b. A merge by each method is finite.
+c. The exported folder loads, and has the live model's logits to the bit.
+d. Names, shapes and dtypes of the exported tensors, the config's class and `architectures` are the base's.
+e. Log-likelihoods are those of stock lm-eval on the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+import zoo_models
+from lm_eval.models.huggingface import HFLM
+from safetensors.torch import load_file
+from transformers import AutoConfig
+from zoo_models import EXPERTS, Architecture
+
+from evomerge import plugins
+from evomerge.errors import CheckpointError, ConfigError, one_line
+from evomerge.merging import methods
+from evomerge.models.source import Source
+from evomerge.models.survey import Survey, survey_models
+from evomerge.recipes.recipe import Recipe
+from evomerge.results.exporting.folder import export_recipe
+from evomerge.scoring.reports import TaskSpec
+from evomerge.scoring.scorer import Scorer
+from evomerge.studies.candidates.setup import Setup
+from evomerge.studies.candidates.workbench import Workbench
+
+_VALUES = {
+    "weight": 0.6,
+    "density": 0.5,
+    "t": 0.4,
+    "gamma": 0.1,
+    "epsilon": 0.1,
+}  # of parameters without a default
+_TOLERANCE = 1e-4  # of a log-likelihood
+_CLEAR = 600  # characters of the longest message that a person reads
+
+_TASK = """
+task: letters
+custom_dataset: !function letters.documents
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{prompt}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: gold
+target_delimiter: ""
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+_DOCUMENTS = """
+import random
+
+import datasets
+
+
+def documents(**keywords):
+    draw, letters = random.Random(1), "abcdefghij"
+    common, rows = "".join(draw.choices(letters, k=6)), []
+    for length in (1, 3, 5, 8, 12, 15):
+        prompt = common + "".join(draw.choices(letters, k=length)) + "="
+        choices = ["".join(draw.choices(letters, k=2)) for _ in range(3)]
+        rows.append({"prompt": prompt, "choices": choices, "gold": draw.randrange(3)})
+    return {"test": datasets.Dataset.from_list(rows)}
+"""
+
+
+@dataclass
+class Row:
+    """A line of the table.
+
+    Attributes:
+        name, kind: the architecture.
+        tensors: how many the base's file has.
+        result: whole, refused, wrong or unbuilt.
+        problems: what is wrong or refused, a line each, which begins with the letter of its check.
+        notes: what else there is to know.
+        shared, full_forward: those of the scorer; None where there is none.
+        seconds: how long it took.
+    """
+
+    name: str
+    kind: str
+    tensors: int = 0
+    result: str = "whole"
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    shared: bool | None = None
+    full_forward: bool | None = None
+    seconds: float = 0.0
+
+
+def build(one: Architecture, home: Path) -> Row:
+    """Saves a base and two experts in a folder, and says whether the base speaks when it is given a text alone."""
+    row, start = Row(one.name, one.kind), time.perf_counter()
+    try:
+        model = zoo_models.build_family(one, home)
+        row.tensors = len(load_file(home / "base" / "model.safetensors"))
+    except Exception as error:
+        row.result, row.problems = "unbuilt", [_where(error)]
+    else:
+        try:
+            zoo_models.check_alive(model)
+        except Exception as error:
+            row.notes.append(f"not run by a text alone: {_where(error)}")
+    row.seconds = time.perf_counter() - start
+    return row
+
+
+def check(one: Architecture, home: Path) -> Row:
+    """Builds an architecture in a folder and checks it."""
+    start = time.perf_counter()
+    row = build(one, home)
+    if row.result != "unbuilt":
+        _Inspection(one, home, row).run()
+    row.seconds = time.perf_counter() - start
+    return row
+
+
+def _where(error: BaseException) -> str:
+    """An exception in one line, with the place in the code that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{one_line(error)[:200]} ({Path(frame.filename).name}:{frame.lineno})"
+
+
+class _Inspection:
+    """The checks of one architecture, whose models lie in `home`."""
+
+    def __init__(self, one: Architecture, home: Path, row: Row) -> None:
+        self.one, self.home, self.row = one, home, row
+        self._refused = False
+
+    def run(self) -> None:
+        """Runs the checks. Where the models are refused as such, those that come after are left out."""
+        self._check("a", self._one_expert)
+        if not self._refused:
+            bench = self._check("b", self._finite)
+            self._check("cd", self._export)
+            if bench is not None:
+                self._check("e", partial(self._likelihoods, bench))
+        if wrong := [line for line in self.row.problems if not line.startswith("refused ")]:
+            self.row.result, self.row.problems = "wrong", wrong
+        elif self.row.problems:
+            self.row.result = "refused"
+
+    def _check(self, letter: str, test: Callable[[], Any]) -> Any:
+        """Runs a check, and notes in the row what it raises. Returns what the check returns."""
+        try:
+            return test()
+        except (CheckpointError, ConfigError) as error:
+            text = str(error).replace(f"{self.home}/", "")
+            if "\n" in text or len(text) > _CLEAR:
+                self.row.problems.append(f"{letter}: no clear line: {' '.join(text.split())[:200]}")
+            else:
+                self._refused = True
+                self.row.problems.append(f"refused {letter}: {text}")
+        except _WrongError as error:
+            self.row.problems.append(f"{letter}: {error}")
+        except Exception as error:
+            self.row.problems.append(f"{letter}: {_where(error)}".replace(f"{self.home}/", ""))
+        return None
+
+    def _write(self, name: str, **keys: Any) -> Path:
+        """A recipe file."""
+        path = self.home / f"{name}.yaml"
+        keys |= {"base": "base", "experts": {expert: expert for expert in EXPERTS}}
+        path.write_text(yaml.safe_dump(keys))
+        return path
+
+    def _one_expert(self) -> None:
+        path = self._write("one", method="linear", parameters={"weight": {"ant": 1.0, "bee": 0.0}})
+        out = export_recipe(path, self.home / "one", _silent)
+        wanted, found = (load_file(folder / "model.safetensors") for folder in (self.home / "ant", out))
+        _compare_names(wanted, found)
+        if wrong := [name for name, tensor in wanted.items() if not torch.equal(tensor, found[name])]:
+            raise _WrongError(f"{_some(wrong)} of {len(wanted)} are not the expert's")
+
+    def _bench(self) -> tuple[Workbench, Survey]:
+        sources = {name: Source(model=str(self.home / name)) for name in ("base", *EXPERTS)}
+        survey = survey_models(sources.pop("base"), sources, "auto", _silent)
+        return Workbench(Setup(survey.base, survey.experts, survey.dtype, str(self.home / "cache"))), survey
+
+    def _finite(self) -> tuple[Workbench, Survey]:
+        bench, survey = self._bench()
+        broken = {}
+        for name in plugins.names("methods"):
+            method = methods.load(name)
+            experts = dict([*survey.experts.items()][: method.EXPERTS[1] or 2])
+            values = {p.name: _VALUES[p.name] for p in method.PARAMETERS if p.default is None}
+            recipe = _recipe(survey, method=name, parameters=values, experts=experts)
+            bench.merger.apply(recipe)
+            state = bench.model.state_dict()
+            if bad := [key for key, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
+                broken[name] = _some(bad)
+        if broken:
+            raise _WrongError(f"not finite: {broken}")
+        return bench, survey
+
+    def _export(self) -> None:
+        values = {"weight": {"ant": 0.6, "bee": 0.4}}
+        path = self._write("two", method="task_arithmetic", parameters=values)
+        out = export_recipe(path, self.home / "two", _silent)
+        base, found = (load_file(folder / "model.safetensors") for folder in (self.home / "base", out))
+        _compare_names(base, found)
+        for what in ("shape", "dtype"):
+            if wrong := [name for name in base if getattr(base[name], what) != getattr(found[name], what)]:
+                raise _WrongError(f"another {what}: {_some(wrong)}")
+        configs = [AutoConfig.from_pretrained(folder) for folder in (self.home / "base", out)]
+        for one, other in (map(type, configs), (config.architectures for config in configs)):
+            if one != other:
+                raise _WrongError(f"the config has {other} and not {one}")
+        if self.row.notes:
+            return  # it has no logits without an image
+        bench, survey = self._bench()
+        live = bench.build(_recipe(survey, method="task_arithmetic", parameters=values)).model
+        ids = zoo_models.prompt()
+        if not torch.equal(zoo_models.logits(self._load(out), ids), zoo_models.logits(live, ids)):
+            raise _WrongError("the loaded model has other logits than the live one")
+
+    def _load(self, folder: Path) -> Any:
+        """A folder's model, as transformers loads it in the class of the base."""
+        model, info = getattr(transformers, self.one.kind).from_pretrained(folder, output_loading_info=True)
+        if lost := info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]:
+            raise _WrongError(f"{folder.name} loads without {_some(sorted(map(str, lost)))}")
+        return model.eval()
+
+    def _likelihoods(self, opened: tuple[Workbench, Survey]) -> None:
+        bench, survey = opened
+        (self.home / "letters.py").write_text(_DOCUMENTS)
+        (self.home / "letters.yaml").write_text(_TASK)
+        bench.merger.apply(_recipe(survey, method="linear", parameters={"weight": {"ant": 1.0, "bee": 0.0}}))
+        scorer = Scorer(bench.model, bench.tokenizer, [TaskSpec("letters")], include=self.home)
+        self.row.shared, self.row.full_forward = scorer.shared, scorer.full_forward
+        scorer.score()
+        instances = [one for document in scorer.tasks["letters"].documents for one in document.instances]
+        ours = [one.resps[0] for one in instances]
+        model = self._load(self.home / "ant")
+        stock = HFLM(pretrained=model, tokenizer=bench.tokenizer, backend="causal", batch_size=1)
+        try:
+            theirs = stock.loglikelihood(instances, disable_tqdm=True)
+        except Exception as error:
+            raise _WrongError(f"scored, but stock lm-eval cannot: {_where(error)}") from error
+        apart = max(abs(mine[0] - other[0]) for mine, other in zip(ours, theirs, strict=True))
+        if not apart <= _TOLERANCE:
+            raise _WrongError(f"log-likelihoods are {apart:.1e} apart from lm-eval's")
+        if [mine[1] for mine in ours] != [other[1] for other in theirs]:
+            raise _WrongError("greedy answers are not those of lm-eval")
+
+
+def _recipe(survey: Survey, **keys: Any) -> Recipe:
+    """The recipe of some keys for the models of a survey."""
+    common = {"base": survey.base, "experts": survey.experts, "dtype": survey.dtype, "layers": survey.layers}
+    return Recipe.model_validate(common | keys)
+
+
+class _WrongError(Exception):
+    """A check that does not hold."""
+
+
+def _compare_names(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    lost, added = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if lost or added:
+        parts = [("lost", lost), ("added", added)]
+        told = ", ".join(f"{_some(names)} {what}" for what, names in parts if names)
+        raise _WrongError(f"of {len(wanted)} tensors {told}")
+
+
+def _some(names: list[str]) -> str:
+    """How many names there are, and the first of them."""
+    return f"{len(names)} ({names[0]}{', ...' if len(names) > 1 else ''})"
+
+
+def _silent(text: str) -> None:
+    """Progress that nobody reads."""
