@@ -39,7 +39,12 @@ import zoo_models
 from zoo_checks import Row
 from zoo_models import Architecture
 
-QUICK = ("llama", "qwen3")
+QUICK = (
+    *("llama", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2", "gpt_neox", "apertus"),
+    *("mixtral", "qwen3_moe", "deepseek_v3", "glm4_moe"),
+    *("nemotron_h", "mamba2", "rwkv"),
+    *("qwen3_5", "qwen2_5_vl", "gemma4", "llava", "idefics3"),
+)
 
 _SECONDS = 180  # that one architecture may take
 _WIDTHS = (26, 38, 7, 8, 9)

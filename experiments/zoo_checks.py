@@ -21,6 +21,7 @@ import torch
 import transformers
 import yaml
 import zoo_models
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 from transformers import AutoConfig
@@ -30,7 +31,7 @@ from evomerge import plugins
 from evomerge.errors import CheckpointError, ConfigError, one_line
 from evomerge.merging import methods
 from evomerge.models.source import Source
-from evomerge.models.survey import Survey, survey_models
+from evomerge.models.survey import survey_models
 from evomerge.recipes.recipe import Recipe
 from evomerge.results.exporting.folder import export_recipe
 from evomerge.scoring.reports import TaskSpec
@@ -45,6 +46,8 @@ _VALUES = {
     "gamma": 0.1,
     "epsilon": 0.1,
 }  # of parameters without a default
+_ONE: dict[str, Any] = {"method": "linear", "parameters": {"weight": {"ant": 1.0, "bee": 0.0}}}
+_TWO: dict[str, Any] = {"method": "task_arithmetic", "parameters": {"weight": {"ant": 0.6, "bee": 0.4}}}
 _TOLERANCE = 1e-4  # of a log-likelihood
 _CLEAR = 600  # characters of the longest message that a person reads
 
@@ -144,11 +147,13 @@ class _Inspection:
     def run(self) -> None:
         """Runs the checks. Where the models are refused as such, those that come after are left out."""
         self._check("a", self._one_expert)
-        if not self._refused:
-            bench = self._check("b", self._finite)
-            self._check("cd", self._export)
-            if bench is not None:
-                self._check("e", partial(self._likelihoods, bench))
+        if not self._refused and (bench := self._check("b", self._open)):
+            self._check("b", partial(self._finite, bench))
+            out = self._check("d", self._exported)
+            if out is not None and not self.row.notes:  # else it has no logits without an image
+                self._check("c", partial(self._logits, bench, out))
+            self._check("e", partial(self._likelihoods, bench))
+        self.row.problems = _joined(self.row.problems)
         if wrong := [line for line in self.row.problems if not line.startswith("refused ")]:
             self.row.result, self.row.problems = "wrong", wrong
         elif self.row.problems:
@@ -179,52 +184,51 @@ class _Inspection:
         return path
 
     def _one_expert(self) -> None:
-        path = self._write("one", method="linear", parameters={"weight": {"ant": 1.0, "bee": 0.0}})
-        out = export_recipe(path, self.home / "one", _silent)
+        out = export_recipe(self._write("one", **_ONE), self.home / "one", _silent)
         wanted, found = (load_file(folder / "model.safetensors") for folder in (self.home / "ant", out))
-        _compare_names(wanted, found)
-        if wrong := [name for name, tensor in wanted.items() if not torch.equal(tensor, found[name])]:
-            raise _WrongError(f"{_some(wrong)} of {len(wanted)} are not the expert's")
+        faults = _names_apart(wanted, found)
+        common = [name for name in wanted if name in found]
+        if wrong := [name for name in common if not torch.equal(wanted[name], found[name])]:
+            faults.append(f"{_some(wrong)} are not the expert's")
+        if faults:
+            raise _WrongError(f"of {len(wanted)} tensors {', '.join(faults)}")
 
-    def _bench(self) -> tuple[Workbench, Survey]:
+    def _open(self) -> Workbench:
         sources = {name: Source(model=str(self.home / name)) for name in ("base", *EXPERTS)}
         survey = survey_models(sources.pop("base"), sources, "auto", _silent)
-        return Workbench(Setup(survey.base, survey.experts, survey.dtype, str(self.home / "cache"))), survey
+        return Workbench(Setup(survey.base, survey.experts, survey.dtype, str(self.home / "cache")))
 
-    def _finite(self) -> tuple[Workbench, Survey]:
-        bench, survey = self._bench()
+    def _finite(self, bench: Workbench) -> None:
         broken = {}
         for name in plugins.names("methods"):
             method = methods.load(name)
-            experts = dict([*survey.experts.items()][: method.EXPERTS[1] or 2])
+            experts = dict([*bench.setup.experts.items()][: method.EXPERTS[1] or 2])
             values = {p.name: _VALUES[p.name] for p in method.PARAMETERS if p.default is None}
-            recipe = _recipe(survey, method=name, parameters=values, experts=experts)
-            bench.merger.apply(recipe)
+            bench.merger.apply(_recipe(bench, method=name, parameters=values, experts=experts))
             state = bench.model.state_dict()
             if bad := [key for key, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
                 broken[name] = _some(bad)
         if broken:
             raise _WrongError(f"not finite: {broken}")
-        return bench, survey
 
-    def _export(self) -> None:
-        values = {"weight": {"ant": 0.6, "bee": 0.4}}
-        path = self._write("two", method="task_arithmetic", parameters=values)
-        out = export_recipe(path, self.home / "two", _silent)
+    def _exported(self) -> Path:
+        out = export_recipe(self._write("two", **_TWO), self.home / "two", _silent)
         base, found = (load_file(folder / "model.safetensors") for folder in (self.home / "base", out))
-        _compare_names(base, found)
+        faults = _names_apart(base, found)
         for what in ("shape", "dtype"):
-            if wrong := [name for name in base if getattr(base[name], what) != getattr(found[name], what)]:
-                raise _WrongError(f"another {what}: {_some(wrong)}")
+            common = [name for name in base if name in found]
+            if wrong := [name for name in common if getattr(base[name], what) != getattr(found[name], what)]:
+                faults.append(f"{_some(wrong)} of another {what}")
+        if faults:
+            raise _WrongError(f"of {len(base)} tensors {', '.join(faults)}")
         configs = [AutoConfig.from_pretrained(folder) for folder in (self.home / "base", out)]
         for one, other in (map(type, configs), (config.architectures for config in configs)):
             if one != other:
                 raise _WrongError(f"the config has {other} and not {one}")
-        if self.row.notes:
-            return  # it has no logits without an image
-        bench, survey = self._bench()
-        live = bench.build(_recipe(survey, method="task_arithmetic", parameters=values)).model
-        ids = zoo_models.prompt()
+        return out
+
+    def _logits(self, bench: Workbench, out: Path) -> None:
+        live, ids = bench.build(_recipe(bench, **_TWO)).model, zoo_models.prompt()
         if not torch.equal(zoo_models.logits(self._load(out), ids), zoo_models.logits(live, ids)):
             raise _WrongError("the loaded model has other logits than the live one")
 
@@ -235,45 +239,62 @@ class _Inspection:
             raise _WrongError(f"{folder.name} loads without {_some(sorted(map(str, lost)))}")
         return model.eval()
 
-    def _likelihoods(self, opened: tuple[Workbench, Survey]) -> None:
-        bench, survey = opened
+    def _likelihoods(self, bench: Workbench) -> None:
         (self.home / "letters.py").write_text(_DOCUMENTS)
         (self.home / "letters.yaml").write_text(_TASK)
-        bench.merger.apply(_recipe(survey, method="linear", parameters={"weight": {"ant": 1.0, "bee": 0.0}}))
+        bench.merger.apply(_recipe(bench, **_ONE))
         scorer = Scorer(bench.model, bench.tokenizer, [TaskSpec("letters")], include=self.home)
         self.row.shared, self.row.full_forward = scorer.shared, scorer.full_forward
         scorer.score()
         instances = [one for document in scorer.tasks["letters"].documents for one in document.instances]
         ours = [one.resps[0] for one in instances]
-        model = self._load(self.home / "ant")
-        stock = HFLM(pretrained=model, tokenizer=bench.tokenizer, backend="causal", batch_size=1)
-        try:
-            theirs = stock.loglikelihood(instances, disable_tqdm=True)
-        except Exception as error:
-            raise _WrongError(f"scored, but stock lm-eval cannot: {_where(error)}") from error
+        theirs = self._stock(instances, bench.tokenizer)
         apart = max(abs(mine[0] - other[0]) for mine, other in zip(ours, theirs, strict=True))
         if not apart <= _TOLERANCE:
             raise _WrongError(f"log-likelihoods are {apart:.1e} apart from lm-eval's")
         if [mine[1] for mine in ours] != [other[1] for other in theirs]:
             raise _WrongError("greedy answers are not those of lm-eval")
 
-
-def _recipe(survey: Survey, **keys: Any) -> Recipe:
-    """The recipe of some keys for the models of a survey."""
-    common = {"base": survey.base, "experts": survey.experts, "dtype": survey.dtype, "layers": survey.layers}
-    return Recipe.model_validate(common | keys)
+    def _stock(self, instances: list[Instance], tokenizer: Any) -> list[tuple[float, bool]]:
+        """The answers of stock lm-eval to some requests, with the weights of the first expert."""
+        model = self._load(self.home / EXPERTS[0])
+        stock = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
+        try:
+            return list(stock.loglikelihood(instances, disable_tqdm=True))
+        except Exception as error:
+            model.config.use_cache = model.config.get_text_config().use_cache = False  # some only run without
+            try:
+                answers = list(stock.loglikelihood(instances, disable_tqdm=True))
+            except Exception:
+                raise _WrongError(f"scored, but stock lm-eval cannot: {_where(error)}") from error
+            self.row.notes.append("stock lm-eval runs it without a cache alone")
+            return answers
 
 
 class _WrongError(Exception):
     """A check that does not hold."""
 
 
-def _compare_names(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    lost, added = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if lost or added:
-        parts = [("lost", lost), ("added", added)]
-        told = ", ".join(f"{_some(names)} {what}" for what, names in parts if names)
-        raise _WrongError(f"of {len(wanted)} tensors {told}")
+def _recipe(bench: Workbench, **keys: Any) -> Recipe:
+    """The recipe of some keys for the models of a workbench."""
+    setup = bench.setup
+    common = {"base": setup.base, "experts": setup.experts, "dtype": setup.dtype, "layers": bench.merger.layers}
+    return Recipe.model_validate(common | keys)
+
+
+def _names_apart(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """What was lost and what was added between two sets of names, a phrase each."""
+    apart = {"lost": sorted(set(wanted) - set(found)), "added": sorted(set(found) - set(wanted))}
+    return [f"{_some(names)} {what}" for what, names in apart.items() if names]
+
+
+def _joined(problems: list[str]) -> list[str]:
+    """Problems in which one that several checks meet stands once, with the letters of all of them."""
+    letters: dict[str, str] = {}
+    for problem in problems:
+        letter, text = problem.split(": ", 1)
+        letters[text] = letters[text] + letter if text in letters else letter
+    return [f"{letter}: {text}" for text, letter in letters.items()]
 
 
 def _some(names: list[str]) -> str:

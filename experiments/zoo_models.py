@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto
@@ -62,9 +64,20 @@ def build_family(architecture: Architecture, folder: Path) -> Any:
             if name != "base":
                 _disturb(model)
         model.save_pretrained(folder / name)
+        _carry(model, folder / name / "model.safetensors")
         make_tokenizer().save_pretrained(folder / name)
     model.load_state_dict(base)
     return model
+
+
+def _carry(model: Any, path: Path) -> None:
+    """Adds a tensor that published checkpoints have and transformers leaves aside: one of a multi-token head."""
+    for pattern in model._keys_to_ignore_on_load_unexpected or ():
+        if re.search(r"mtp|layers\\.\d", pattern):
+            stem = pattern.replace(r"\.", ".").replace("(^|.)", "").replace(".*", "").strip("^.")
+            tensors = load_file(path) | {f"{stem}.carried.weight": torch.randn(4, 4)}
+            save_file(tensors, path, metadata={"format": "pt"})
+            return
 
 
 def _floats(model: Any) -> dict[str, torch.Tensor]:

@@ -38,7 +38,7 @@ _QWEN4 = {
 _COMPASS = {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
-    "bamba": _MAMBA,
+    "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "chameleon": {"vocabulary_map": {"<image>": 30, "IMGIMGAZ": 31, "IMGIMGBZ": 32}},
     "cohere_compass": {"text_config": _COMPASS},
     "cohere_compass_text": _COMPASS,
