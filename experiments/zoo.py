@@ -36,8 +36,9 @@ import torch
 import transformers
 import zoo_checks
 import zoo_models
-from zoo_checks import Row
+import zoo_rows
 from zoo_models import Architecture
+from zoo_rows import Row
 
 QUICK = (
     *("llama", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2", "gpt_neox", "apertus"),
@@ -63,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = _choose(QUICK if arguments.quick else arguments.only)
     folder = arguments.build_only
-    work = zoo_checks.build if folder else zoo_checks.check
+    work = zoo_rows.build if folder else zoo_checks.check
     rows, start = [], time.perf_counter()
     _print_line(("architecture", "class", "tensors", "result", "shared", "seconds and reason"))
     for row in run(chosen, work, arguments.jobs, folder):
@@ -134,7 +135,7 @@ def _prepare() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
-        zoo_checks.build(Architecture("llama", "LlamaForCausalLM"), Path(temporary))
+        zoo_rows.build(Architecture("llama", "LlamaForCausalLM"), Path(temporary))
 
 
 def _child(one: Architecture, work: Work, home: Path, connection: Connection) -> None:

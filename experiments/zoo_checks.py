@@ -10,9 +10,7 @@ e. Log-likelihoods are those of stock lm-eval on the same weights.
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,16 @@ import torch
 import transformers
 import yaml
 import zoo_models
+import zoo_rows
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 from transformers import AutoConfig
 from zoo_models import EXPERTS, Architecture
+from zoo_rows import Row, told
 
 from evomerge import plugins
-from evomerge.errors import CheckpointError, ConfigError, one_line
+from evomerge.errors import CheckpointError, ConfigError
 from evomerge.merging import methods
 from evomerge.models.source import Source
 from evomerge.models.survey import survey_models
@@ -79,62 +79,14 @@ def documents(**keywords):
 """
 
 
-@dataclass
-class Row:
-    """A line of the table.
-
-    Attributes:
-        name, kind: the architecture.
-        tensors: how many the base's file has.
-        result: whole, refused, wrong or unbuilt.
-        problems: what is wrong or refused, a line each, which begins with the letter of its check.
-        notes: what else there is to know.
-        shared, full_forward: those of the scorer; None where there is none.
-        seconds: how long it took.
-    """
-
-    name: str
-    kind: str
-    tensors: int = 0
-    result: str = "whole"
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    shared: bool | None = None
-    full_forward: bool | None = None
-    seconds: float = 0.0
-
-
-def build(one: Architecture, home: Path) -> Row:
-    """Saves a base and two experts in a folder, and says whether the base speaks when it is given a text alone."""
-    row, start = Row(one.name, one.kind), time.perf_counter()
-    try:
-        model = zoo_models.build_family(one, home)
-        row.tensors = len(load_file(home / "base" / "model.safetensors"))
-    except Exception as error:
-        row.result, row.problems = "unbuilt", [_where(error)]
-    else:
-        try:
-            zoo_models.check_alive(model)
-        except Exception as error:
-            row.notes.append(f"not run by a text alone: {_where(error)}")
-    row.seconds = time.perf_counter() - start
-    return row
-
-
 def check(one: Architecture, home: Path) -> Row:
     """Builds an architecture in a folder and checks it."""
     start = time.perf_counter()
-    row = build(one, home)
+    row = zoo_rows.build(one, home)
     if row.result != "unbuilt":
         _Inspection(one, home, row).run()
     row.seconds = time.perf_counter() - start
     return row
-
-
-def _where(error: BaseException) -> str:
-    """An exception in one line, with the place in the code that raised it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{one_line(error)[:200]} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 class _Inspection:
@@ -156,8 +108,8 @@ class _Inspection:
         self.row.problems = _joined(self.row.problems)
         if wrong := [line for line in self.row.problems if not line.startswith("refused ")]:
             self.row.result, self.row.problems = "wrong", wrong
-        elif self.row.problems:
-            self.row.result = "refused"
+        else:
+            self.row.result = "refused" if self.row.problems else "whole"
 
     def _check(self, letter: str, test: Callable[[], Any]) -> Any:
         """Runs a check, and notes in the row what it raises. Returns what the check returns."""
@@ -173,7 +125,7 @@ class _Inspection:
         except _WrongError as error:
             self.row.problems.append(f"{letter}: {error}")
         except Exception as error:
-            self.row.problems.append(f"{letter}: {_where(error)}".replace(f"{self.home}/", ""))
+            self.row.problems.append(f"{letter}: {told(error)}".replace(f"{self.home}/", ""))
         return None
 
     def _write(self, name: str, **keys: Any) -> Path:
@@ -266,7 +218,7 @@ class _Inspection:
             try:
                 answers = list(stock.loglikelihood(instances, disable_tqdm=True))
             except Exception:
-                raise _WrongError(f"scored, but stock lm-eval cannot: {_where(error)}") from error
+                raise _WrongError(f"scored, but stock lm-eval cannot: {told(error)}") from error
             self.row.notes.append("stock lm-eval runs it without a cache alone")
             return answers
 
@@ -293,7 +245,7 @@ def _joined(problems: list[str]) -> list[str]:
     letters: dict[str, str] = {}
     for problem in problems:
         letter, text = problem.split(": ", 1)
-        letters[text] = letters[text] + letter if text in letters else letter
+        letters[text] = letters[text] + letter[-1] if text in letters else letter
     return [f"{letter}: {text}" for text, letter in letters.items()]
 
 
