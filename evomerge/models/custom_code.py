@@ -53,5 +53,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _shown(classes: Any) -> str:
     """The classes that a folder names, for a message."""
-    names = classes.values() if isinstance(classes, dict) else [classes]
+    given = list(classes.values()) if isinstance(classes, dict) else [classes]
+    names = [one for entry in given for one in (entry if isinstance(entry, list) else [entry])]
     return ", ".join(sorted({str(name).partition(".")[0] + ".py" for name in names if isinstance(name, str)}))

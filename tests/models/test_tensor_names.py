@@ -89,3 +89,54 @@ def test_the_hash_tells_name_dtype_shape_and_bytes_apart() -> None:
 
 def test_the_docstring_examples_hold() -> None:
     assert doctest.testmod(tensor_names).failed == 0
+
+
+# --- towers and heads beside the text model
+
+
+SEEING = [
+    "model.language_model.layers.0.mlp.w.weight",
+    "model.language_model.layers.1.mlp.w.weight",
+    *(f"model.vision_tower.encoder.layers.{number}.mlp.fc1.weight" for number in range(5)),
+    "model.multi_modal_projector.linear_1.weight",
+    "model.audio_tower.conv1.weight",
+    "model.language_model.embed_tokens.weight",
+    "model.language_model.norm.weight",
+    "lm_head.weight",
+    "mtp.layers.0.mlp.up_proj.weight",
+]
+
+
+def test_the_layers_are_those_of_the_text_model() -> None:
+    placed = tensor_names.places(SEEING)
+    assert tensor_names.layer_count(placed) == 2
+    assert placed["model.language_model.layers.1.mlp.w.weight"].inside
+    assert not placed["model.vision_tower.encoder.layers.1.mlp.fc1.weight"].inside
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "layer"),
+    [
+        ("model.vision_tower.encoder.layers.4.mlp.fc1.weight", "vision", 0),
+        ("model.multi_modal_projector.linear_1.weight", "vision", 0),
+        ("model.audio_tower.conv1.weight", "audio", 0),
+        ("mtp.layers.0.mlp.up_proj.weight", "mtp", 1),
+        ("model.language_model.embed_tokens.weight", "embedding", 0),
+        ("lm_head.weight", "head", 1),
+    ],
+)
+def test_a_tower_has_a_group_of_its_own(name: str, module: str, layer: int) -> None:
+    placed = tensor_names.places(SEEING)[name]
+    assert (placed.module, placed.layer) == (module, layer)
+
+
+def test_a_layer_beyond_those_that_are_built_is_a_head() -> None:
+    names = [f"model.layers.{number}.self_attn.q_proj.weight" for number in range(3)]
+    placed = tensor_names.places(names, carried=names[2:])
+    assert (placed[names[2]].module, placed[names[2]].layer) == ("mtp", 1)
+    assert tensor_names.layer_count(placed) == 2
+    assert tensor_names.layer_count(tensor_names.places(names)) == 3
+
+
+def test_experts_for_images_inside_a_layer_are_no_tower() -> None:
+    assert tensor_names.module_of("model.language_model.layers.1.mlp.vision_moe.experts.0.up_proj.weight") == "mlp"

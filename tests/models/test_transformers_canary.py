@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, MixtralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen3_5Config,
+)
 from transformers.pytorch_utils import Conv1D
 
 from evomerge.models.rope import rotary
+from evomerge.models.unbuilt import unbuilt
 from tests.helpers.ropes import COMMON, LONGROPE
 
 
@@ -22,6 +31,29 @@ def llama(**options: Any) -> Any:
 def gemma() -> Any:
     kinds = ["sliding_attention", "full_attention"]
     return AutoModelForCausalLM.from_config(Gemma3TextConfig(**COMMON, head_dim=8, layer_types=kinds))
+
+
+# --- models.loading and models.unbuilt ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opener", [AutoModelForCausalLM, AutoModelForImageTextToText])
+def test_an_auto_class_tells_which_model_it_opens(opener: Any) -> None:
+    config, model = (Qwen3_5Config, "Qwen3_5") if opener is AutoModelForImageTextToText else (LlamaConfig, "Llama")
+    assert opener._model_mapping[config].__name__.startswith(model), "mend models/loading.auto_class"
+
+
+def test_a_model_tells_its_decoder() -> None:
+    model = llama()
+    assert model.get_decoder() is model.model, "get_decoder went: mend models/loading.text_modules"
+
+
+def test_transformers_tells_where_a_tensor_of_a_file_goes() -> None:
+    sizes = {"num_local_experts": 2, "num_key_value_heads": 2}
+    model = AutoModelForCausalLM.from_config(MixtralConfig(**{**COMMON, **sizes}))
+    told = {"model.layers.0.block_sparse_moe.experts.0.w1.weight": True, "layers.0.self_attn.q_proj.weight": True}
+    told |= {"model.layers.9.self_attn.q_proj.weight": False, "mtp.fc.weight": False}
+    left = [name for name, goes_in in told.items() if not goes_in]
+    assert unbuilt(model, told) == left, "rename_source_key has changed: mend models/unbuilt.py"
 
 
 # --- models.rope -------------------------------------------------------------------------------------------
