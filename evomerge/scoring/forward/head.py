@@ -137,7 +137,7 @@ def shortcut_holds(model: Any, finish: Finish) -> bool:
 
     def replace(_: Any, inputs: tuple[Tensor, ...], __: Tensor) -> Tensor:
         seen.append(inputs[0])
-        return ramp
+        return ramp.clone()  # a model may write into its logits
 
     hook = head.register_forward_hook(replace)
     try:

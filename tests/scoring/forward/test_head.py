@@ -55,6 +55,19 @@ def test_the_shortcut_is_refused_where_logits_are_finished_otherwise(family, sco
     assert not head.shortcut_holds(scoring_model(family), lambda logits: logits)
 
 
+def test_the_shortcut_is_refused_where_a_model_writes_into_its_logits(scoring_model):
+    model = scoring_model("llama")
+    plain = model.forward
+
+    def masked(*arguments, **keywords):
+        output = plain(*arguments, **keywords)
+        output.logits[:, :, 5:7] = torch.finfo(output.logits.dtype).min
+        return output
+
+    model.forward = masked
+    assert not head.shortcut_holds(model, head.finisher(model.config))
+
+
 def test_a_model_with_a_head_of_its_own_is_scored_by_full_forwards(
     scoring_model, scoring_tokenizer, scoring_tasks, scoring_stock
 ):
