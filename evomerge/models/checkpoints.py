@@ -8,7 +8,6 @@ whose tensors cover those of the folder.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -23,9 +22,8 @@ from evomerge.errors import CheckpointError, first_line
 from evomerge.files import hashing
 from evomerge.models.source import Source
 from evomerge.models.tensor_names import some
+from evomerge.models.weight_files import WeightFiles, find_weight_files
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 
 # safetensors' codes of the dtypes that unquantized weights have -> torch's names
@@ -61,7 +59,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     Args:
         where: what names the checkpoint in a person's file, for messages.
         sha256: the hash of the weights if it is known already. None computes it when it is asked for.
-        single: the name of the folder's one file of weights. None looks for the usual names.
+        single: the name of the folder's one file of weights. None takes those that transformers reads, see
+            `models.weight_files`.
+
+    Attributes:
+        note: what people should know of the choice of files; None where there was none.
 
     Raises:
         CheckpointError: the folder holds no safetensors, or a file is missing or damaged.
@@ -73,16 +75,19 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._sha256 = sha256
         self._home: dict[str, tuple[Path, Any]] = {}  # tensor -> its file, and the handle that reads it
         self._views: dict[str, torch.Tensor] = {}
-        for name, listed in (_shards(folder, where) if single is None else {single: None}).items():
-            path = folder / name
-            handle = _open(path, where)
-            held = list(handle.keys())
-            lost = sorted(set(listed or ()) - set(held))
-            if lost:
-                raise CheckpointError(
-                    f"{where}: {path} lacks {some(lost)}, which {folder / INDEX} says it holds; copy both again"
-                )
-            self._home.update(dict.fromkeys(held if listed is None else listed, (path, handle)))
+        files = find_weight_files(folder, where) if single is None else WeightFiles((single,))
+        self.note = files.note
+        held: dict[str, list[str]] = {}
+        for name in files.names:
+            handle = _open(folder / name, where)
+            held[name] = list(handle.keys())
+            self._home.update(dict.fromkeys(held[name], (folder / name, handle)))
+        if (lacking := files.lacking(held)) is not None:
+            name, lost = lacking
+            raise CheckpointError(
+                f"{where}: {folder / name} lacks {some(lost)}, which {folder / str(files.index)} says it holds; "
+                "copy both again"
+            )
         if not self._home:
             raise CheckpointError(f"{where}: {folder} holds no tensors; copy it again")
 
@@ -169,29 +174,3 @@ def _open(path: Path, where: str) -> Any:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{where}: {path} is damaged ({error}); copy it again") from error
-
-
-def _shards(folder: Path, where: str) -> dict[str, list[str] | None]:
-    """The names of the files with a folder's weights -> the tensors that its index lists; None without an index."""
-    if (folder / INDEX).is_file():
-        shards: dict[str, list[str]] = {}
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            for tensor, name in index["weight_map"].items():
-                shards.setdefault(str(name), []).append(tensor)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{where}: {folder / INDEX} is damaged; copy it again") from error
-        return dict(shards)
-    if (folder / SINGLE).is_file():
-        return {SINGLE: None}
-    if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{where}: {folder} is a LoRA adapter, which can be an expert but not stand alone; "
-            "`evomerge merge` makes a model of it and its base"
-        )
-    if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
-        raise CheckpointError(
-            f"{where}: {folder} has pickled weights only, and evomerge reads none; save it as safetensors "
-            "(transformers: save_pretrained)"
-        )
-    raise CheckpointError(f"{where}: {folder} has no {SINGLE}; is it a model folder?")

@@ -12,6 +12,7 @@ from evomerge.models.adapters import Adapter
 from evomerge.models.checkpoints import Checkpoint
 from evomerge.models.source import Source
 from evomerge.models.tensor_names import Shapes
+from evomerge.models.weight_files import has_weight_files
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Input:
         converts: whether transformers makes its tensors out of those of the folder.
         unbuilt: the tensors of the folder that the model's class does not build.
         renamed: module of its own class -> module of the live model that has the same part, where the names differ.
+        notes: what people should know of how its folder is read.
     """
 
     where: str
@@ -39,6 +41,7 @@ class Input:
     converts: bool = False
     unbuilt: frozenset[str] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def live_name(self, name: str) -> str:
         """The live model's name of a tensor that has this name in the input's own class."""
@@ -55,21 +58,27 @@ class Input:
 def find_input(source: Source, where: str) -> Input:
     """A model or an adapter by its source. Only an expert may be an adapter.
 
+    A folder with weights of its own is a model of these weights, also where an adapter lies beside them.
+
     Raises:
         CheckpointError: it is missing or damaged.
     """
     folder = checkpoints.locate(source, where)
-    adapter = where.startswith("experts.") and _is_adapter(folder)
+    configured = (folder / adapter_settings.CONFIG).is_file()
+    whole = has_weight_files(folder)
+    adapter = configured and not whole and where.startswith("experts.")
     if adapter and not (folder / adapters.WEIGHTS).is_file() and (folder / "adapter_model.bin").is_file():
         raise CheckpointError(
             f"{where}: {folder} is an adapter with pickled weights, and evomerge reads none; save it again "
             "with a recent peft"
         )
     held = Checkpoint(folder, where, single=adapters.WEIGHTS if adapter else None)
-    return Input(where, folder, source, held, held.shapes, held.dtypes)
-
-
-def _is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no whole model."""
-    whole = (folder / checkpoints.INDEX).is_file() or (folder / checkpoints.SINGLE).is_file()
-    return not whole and (folder / adapter_settings.CONFIG).is_file()
+    notes = [] if held.note is None else [held.note]
+    if configured and whole:
+        first = held.file(next(iter(held))).name
+        notes.append(
+            f"{where}: {folder} has {adapter_settings.CONFIG} beside {first}; the weights are taken as they are, and "
+            "the adapter is passed over (transformers would add it to them): if they are not merged with it, give "
+            "the adapter alone in a folder of its own, else remove its files"
+        )
+    return Input(where, folder, source, held, held.shapes, held.dtypes, notes=tuple(notes))

@@ -17,6 +17,8 @@ from evomerge.errors import CheckpointError, first_line
 from evomerge.models.custom_code import refuse_custom_code
 from evomerge.models.live_weights import saved_buffers
 
+# Keeps transformers from adding an adapter that lies beside a model's weights: it is looked for in this folder.
+_NO_ADAPTER = {"subfolder": "no adapter"}
 _TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -82,13 +84,15 @@ def model_of(config: Any) -> Any:
 
 
 def whole_model(folder: Path, trust: bool, **options: Any) -> Any:
-    """A folder's model with its weights, as transformers' `from_pretrained` opens it.
+    """A folder's model with its weights, as transformers' `from_pretrained` opens it; without an adapter beside them.
 
     Args:
         options: further arguments of `from_pretrained`.
     """
     config = read_config(folder, trust=trust)
-    return auto_class(config).from_pretrained(folder, config=config, trust_remote_code=trust, **options)
+    return auto_class(config).from_pretrained(
+        folder, config=config, trust_remote_code=trust, adapter_kwargs=_NO_ADAPTER, **options
+    )
 
 
 def _is_custom(config: Any) -> bool:

@@ -148,7 +148,7 @@ def layer_count(places: Mapping[str, Place]) -> int:
     return 1 + max((place.layer for place in places.values()), default=0)
 
 
-def some(names: list[str]) -> str:
-    """The first few of many tensors' names, for a message."""
+def some(names: list[str], what: str = "tensors") -> str:
+    """The first few of many names, of tensors or of something else, for a message."""
     shown = ", ".join(names[:3])
-    return shown + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")
+    return shown + (f" and {len(names) - 3} more {what}" if len(names) > 3 else "")

@@ -11,7 +11,8 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
-from evomerge.models.checkpoints import INDEX, SINGLE, Checkpoint
+from evomerge.models.checkpoints import Checkpoint
+from evomerge.models.weight_files import INDEX, SINGLE
 
 
 def add(folder: Path, tensors: Mapping[str, torch.Tensor], shard: str) -> None:
