@@ -23,20 +23,25 @@ READ = frozenset(
 )
 
 # The keys that change no result: what they say shows in the tensors, or matters to training alone, or tells where
-# the adapter came from.
+# the adapter came from. What belongs to one start of training counts only with that start, which `init_lora_weights`
+# names.
 MOOT = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
         "bias",
+        "corda_config",
         "ensure_weight_tying",
+        "eva_config",
         "exclude_modules",
         "fan_in_fan_out",
         "inference_mode",
         "layers_pattern",
         "layers_to_transform",
+        "loftq_config",
         "lora_bias",
         "lora_dropout",
+        "lora_ga_config",
         "megatron_core",
         "modules_to_save",
         "peft_version",
@@ -45,11 +50,27 @@ MOOT = frozenset(
         "runtime_config",
         "target_modules",
         "task_type",
+        "velora_config",
     }
 )
 
+# The keys that make something else than W + s · B A, if they are set -> what they make.
+REFUSED = {
+    "alora_invocation_tokens": "it acts only after certain tokens, so no weights stand for it",
+    "arrow_config": "it chooses among adapters token by token, so no weights stand for it",
+    "kasa_config": "it takes parts of the base's weights away",
+    "layer_replication": "it repeats layers",
+    "megatron_config": "it was trained on parts of matrices",
+    "monteclora_config": "it trains a distribution of weights",
+    "target_parameters": "it changes parameters that are no linear layer's",
+    "trainable_token_indices": "it keeps single rows of the embedding",
+    "use_bdlora": "its matrices have blocks",
+    "use_dora": "it has a magnitude for each row",
+    "use_qalora": "it was trained on groups of inputs",
+}
+
 # The starts of training that leave the base as it is; the others change it.
-_SOUND_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+_SOUND_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,16 @@ def read(folder: Path, where: str) -> Settings:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         settings = _settings(data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        re.error,
+    ) as error:
         if isinstance(error, KeyError) and data.get("peft_type", "LORA") != "LORA":
             raise _refusal(where, path, "peft_type", data["peft_type"]) from error
         raise CheckpointError(f"{where}: {path} is damaged ({error!r}); copy the adapter again") from error
@@ -114,20 +144,30 @@ def read(folder: Path, where: str) -> Settings:
 def _settings(data: Mapping[str, Any]) -> Settings:
     """The settings in a configuration's content. Raises whatever damaged content makes Python raise."""
     settings = Settings(
-        r=int(data["r"]),
+        r=_rank(data["r"]),
         alpha=float(data["lora_alpha"]),
         rslora=bool(data.get("use_rslora")),
-        ranks={str(key): int(value) for key, value in (data.get("rank_pattern") or {}).items()},
+        ranks={str(key): _rank(value) for key, value in (data.get("rank_pattern") or {}).items()},
         alphas={str(key): float(value) for key, value in (data.get("alpha_pattern") or {}).items()},
     )
     for pattern in (*settings.ranks, *settings.alphas):
         re.compile(pattern)
+    if not all(math.isfinite(alpha) for alpha in (settings.alpha, *settings.alphas.values())):
+        raise ValueError("lora_alpha is not finite")
     return settings
 
 
+def _rank(value: Any) -> int:
+    """A rank as the file has it. Raises ValueError for a number that is none."""
+    if int(value) != value or value < 1:
+        raise ValueError(f"{value} is no rank")
+    return int(value)
+
+
 def _refusal(where: str, path: Path, key: str, value: Any) -> CheckpointError:
-    shown = value if isinstance(value, str | bool | int) else "so"
+    shown = f"{key}: {value}" if isinstance(value, str | bool | int) else key
+    reason = f" ({REFUSED[key]})" if key in REFUSED else ""
     return CheckpointError(
-        f"{where}: {path} has {key}: {shown}, which cannot be folded into the base here; merge it with peft "
-        "(merge_and_unload) and give that folder"
+        f"{where}: {path} has {shown}, which cannot be folded into the base here{reason}; merge it with peft "
+        "(merge_and_unload) and give that folder, or leave it out"
     )

@@ -28,6 +28,9 @@ _PART = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?P
 
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")
 
+# peft's copies of what a wrapped module was before training, and what VeLoRA keeps for its backward passes.
+_COPIES = re.compile(r"\.(original_module\.|lora_velora_embed(\.|$))")
+
 
 @dataclass
 class Change:
@@ -83,7 +86,7 @@ class Adapter:
         self.settings = settings
         self._tensors, self._where, self._path = tensors, where, path
         self.changes: dict[str, Change] = {}
-        whole = {_WRAPPERS.sub("", key.removeprefix(_PREFIX)): key for key in tensors}
+        whole = self._named()
         for name, key in whole.items():
             twin = whole.get(tied.get(name, ""))
             if twin is not None and torch.equal(tensors[key], tensors[twin]):
@@ -93,6 +96,18 @@ class Adapter:
                 raise self._fault(key, f"was trained without {alone[0]}, which is the same tensor in the base")
             self._sort(key, shapes, conv1d)
         self.shapes = {name: self._check(name, change, shapes[name], rows) for name, change in self.changes.items()}
+
+    def _named(self) -> dict[str, str]:
+        """The name of a tensor, without peft's wrappers -> the adapter's tensor. Mere copies are left out."""
+        named: dict[str, str] = {}
+        for key in self._tensors:
+            if _COPIES.search(key):
+                continue
+            name = _WRAPPERS.sub("", key.removeprefix(_PREFIX))
+            first = named.setdefault(name, key)
+            if first != key and not torch.equal(self._tensors[first], self._tensors[key]):
+                raise self._fault(key, f"and {first} are both for {name} and differ; copy the adapter again")
+        return named
 
     def _sort(self, key: str, shapes: Shapes, conv1d: Collection[str]) -> None:
         """Enters one of the adapter's tensors in the change that it belongs to."""

@@ -46,7 +46,7 @@ def live(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Te
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def save_adapter(base: Path, out: Path, seed: int = 0, **options: Any) -> Any:
+def save_adapter(base: Path, out: Path, seed: int = 0, save_embedding_layers: Any = "auto", **options: Any) -> Any:
     """A random adapter on a model folder; gives the model with peft's own merge."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
@@ -55,7 +55,7 @@ def save_adapter(base: Path, out: Path, seed: int = 0, **options: Any) -> Any:
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
-    wrapped.save_pretrained(str(out))
+    wrapped.save_pretrained(str(out), save_embedding_layers=save_embedding_layers)
     return wrapped.merge_and_unload()
 
 

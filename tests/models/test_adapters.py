@@ -7,19 +7,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+from peft.tuners.lora.config import CordaConfig, VeloraConfig
+from safetensors.torch import load_file
 
 from evomerge.errors import CheckpointError
-from evomerge.models import adapter_settings, adapters, survey
+from evomerge.models import adapter_settings, adapters, loading, survey
 from evomerge.models.family import Inputs
+from evomerge.models.input import find_input
 from tests.helpers.inputs import (
     ADAPTER_KINDS,
     EMBEDDING,
+    FIRST,
     change_tensors,
     live,
     opened,
     save_adapter,
+    save_model,
     source,
     tiny_gpt2,
 )
@@ -74,13 +80,20 @@ def change_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_dora": True}, "use_dora: True"),
+        ({"use_dora": True}, r"use_dora: True, .*\(it has a magnitude"),
+        ({"alora_invocation_tokens": [3]}, r"alora_invocation_tokens, .*\(it acts only after certain tokens"),
+        ({"init_lora_weights": "corda", "corda_config": {"cache_file": "x"}}, "init_lora_weights: corda"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "init_lora_weights: loftq"),
         ({"peft_type": "LOHA"}, "peft_type: LOHA"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa"),
         ({"layer_replication": [[0, 4]]}, "layer_replication"),
         ({"target_parameters": ["experts"]}, "target_parameters"),
         ({"something_new": 3}, "something_new: 3"),
         ({"r": "many"}, "is damaged"),
+        ({"r": 4.7}, "is damaged"),
+        ({"r": float("inf")}, "is damaged"),
+        ({"lora_alpha": float("nan")}, "is damaged"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "is damaged"),
         ({"rank_pattern": {"(": 3}}, "is damaged"),
     ],
 )
@@ -91,6 +104,83 @@ def test_a_setting_that_is_not_understood_is_refused_by_its_key(
     with pytest.raises(CheckpointError, match=rf"experts\.lora: .*adapter_config\.json.* {message}") as caught:
         Inputs(source(family / "models/base"), {"lora": source(lora)})
     assert "\n" not in str(caught.value)
+
+
+STARTS: dict[str, dict[str, Any]] = {
+    "eva": {"init_lora_weights": "eva", "eva_config": peft.EvaConfig()},
+    "mica": {"init_lora_weights": "mica"},
+    "velora": {"velora_config": VeloraConfig(num_groups=4)},
+    "idle": {"corda_config": CordaConfig(), "eva_config": peft.EvaConfig()},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("start", STARTS)
+def test_what_concerns_the_start_of_training_alone_changes_nothing(
+    family: Path, tmp_path: Path, start: str
+) -> None:
+    base = family / "models/base"
+    options = {"r": 4, "target_modules": ["q_proj", "k_proj"]} | STARTS[start]
+    merged = save_adapter(base, tmp_path / "lora", **options)
+    assert json.loads((tmp_path / "lora/adapter_config.json").read_text()).keys() >= STARTS[start].keys()
+    found = opened(tmp_path / "cache", base, tmp_path / "lora")["lora"]
+    for name, parameter in merged.named_parameters():
+        torch.testing.assert_close(found[name], parameter.data, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pefts_copies_of_a_saved_module_are_passed_over(tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base", [*FIRST, *"abcd"], 10, tied=False, seed=1)
+    saved = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]}
+    merged = save_adapter(base, tmp_path / "lora", save_embedding_layers=True, **saved)
+    held = load_file(tmp_path / "lora" / adapters.WEIGHTS)
+    copies = [f"base_model.model.lm_head.{kind}weight" for kind in ("", "modules_to_save.", "original_module.")]
+    assert held.keys() >= set(copies), "peft writes no copies now"
+    assert not torch.equal(held[copies[0]], held[copies[2]])
+    found = opened(tmp_path / "cache", base, tmp_path / "lora")["lora"]
+    for name, parameter in merged.named_parameters():
+        torch.testing.assert_close(found[name], parameter.data, rtol=2e-6, atol=2e-6)
+    change_tensors(tmp_path / "lora" / adapters.WEIGHTS, {copies[1]: held[copies[1]] + 1})
+    with pytest.raises(CheckpointError, match=r"are both for lm_head\.weight and differ; copy the adapter again"):
+        Inputs(source(base), {"lora": source(tmp_path / "lora")})
+
+
+@pytest.fixture
+def left(family: Path, tmp_path: Path) -> Path:
+    """A model's folder with an adapter beside its weights."""
+    folder = shutil.copytree(family / "models/ant", tmp_path / "left")
+    save_adapter(family / "models/base", folder, **ADAPTER_KINDS["plain"])
+    return folder
+
+
+def test_weights_with_an_adapter_beside_them_are_the_weights_alone(
+    family: Path, left: Path, tmp_path: Path
+) -> None:
+    ant, base = family / "models/ant", family / "models/base"
+    assert any("lora" in name for name in live(left)), "transformers adds the adapter no more"
+    found = opened(tmp_path / "cache", base, left)["left"]
+    for loaded in (found, opened(tmp_path / "cache", left, base)[""], dict(load_model(left).named_parameters())):
+        for name, tensor in live(ant).items():
+            assert torch.equal(loaded[name], tensor)
+    assert Inputs(source(left), {"x": source(left)}).sha256("x") == Inputs(source(ant), {}).sha256("")
+
+
+def test_weights_with_an_adapter_beside_them_are_said_to_be_so(left: Path) -> None:
+    (note,) = find_input(source(left), "experts.x").notes
+    assert note.startswith(f"experts.x: {left} has adapter_config.json beside model.safetensors; the weights are")
+    assert "\n" not in note
+
+
+def load_model(folder: Path) -> Any:
+    return loading.load_model(folder, "float32", "cpu")
+
+
+def test_converted_weights_are_converted_without_the_adapter_beside_them(mixtures: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(mixtures / "ant", tmp_path / "left")
+    save_adapter(mixtures / "base", folder, r=2, target_modules=["q_proj"])
+    found = opened(tmp_path / "cache", mixtures / "base", folder)["left"]
+    for name, tensor in live(mixtures / "ant").items():
+        assert torch.equal(found[name], tensor)
 
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj"
