@@ -17,6 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
 from evomerge import __version__
 from evomerge.errors import EvomergeError
+from evomerge.models import NOTE
 
 if TYPE_CHECKING:
     from evomerge.studies.plan import Plan
@@ -96,7 +97,7 @@ def warn_before(plan: Plan) -> list[str]:
     from evomerge.results import warnings
 
     experiment = plan.experiment
-    sentences = warnings.before(plan.coordinates, experiment.budget, experiment.sampler)
+    sentences = [*plan.survey.notes, *warnings.before(plan.coordinates, experiment.budget, experiment.sampler)]
     for sentence in sentences:
         err.print(f"warning: {sentence}", style="yellow", highlight=False, soft_wrap=True)
     return sentences
@@ -109,8 +110,11 @@ class Steps:
         self._clock: Progress | None = None
 
     def __call__(self, text: str) -> None:
-        """Announces the step that begins now, and ends the one before."""
+        """Announces the step that begins now, and ends the one before. A note is shown as it is."""
         self.done()
+        if text.startswith(NOTE):
+            err.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            return
         err.print(f"{text} ...", style="dim", markup=False, highlight=False)
         if err.is_terminal:
             self._clock = Progress(SpinnerColumn(), TimeElapsedColumn(), console=err, transient=True)

@@ -23,8 +23,8 @@ READ = frozenset(
 )
 
 # The keys that change no result: what they say shows in the tensors, or matters to training alone, or tells where
-# the adapter came from. What belongs to one start of training counts only with that start, which `init_lora_weights`
-# names.
+# the adapter came from. What belongs to one start of training counts only with that start, which
+# `init_lora_weights` names.
 MOOT = frozenset(
     {
         "auto_mapping",

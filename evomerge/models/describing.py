@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from evomerge.models import adapter_settings, adapters
 from evomerge.models.adapters import Adapter
+from evomerge.models.configs import check_config
 from evomerge.models.conversion import converted_shapes
 from evomerge.models.input import Input
 from evomerge.models.loading import Skeleton, empty_model
@@ -30,6 +31,7 @@ def describe_input(model: Input, base: Input, live: Skeleton) -> None:
         )
         model.shapes, model.dtypes = {**base.shapes, **model.adapter.shapes}, base.dtypes
         return
+    check_config(model, live)
     lacking = [name for name in live.shapes if name not in model.shapes]
     model.converts = any(module_of(name) not in TOWERS for name in lacking)
     converted = converted_shapes(model, live) if model.converts else model.shapes

@@ -27,6 +27,7 @@ from evomerge.errors import CheckpointError
 from evomerge.files.hashing import digest_of_json
 from evomerge.models import Progress, fitting, overlays, tensor_names
 from evomerge.models.adapters import Adapter
+from evomerge.models.agreement import check_agreement
 from evomerge.models.checkpoints import CODES, Checkpoint
 from evomerge.models.conversion import convert
 from evomerge.models.describing import describe_input
@@ -57,6 +58,7 @@ class Inputs:
         left_out: expert -> those of its tensors that the base has not.
         rows: the number of rows that the live model's vocabulary has to be resized to; None if it is right.
         added: the tokens that the base's tokenizer needs besides its own -> their ids.
+        notes: what people should know of how the inputs are read and do not agree, a line each.
 
     Raises:
         CheckpointError: inputs are missing, damaged, or do not fit together, with as many faults as can be found.
@@ -94,6 +96,8 @@ class Inputs:
         self.left_out = {name: left for name in sorted(experts) if (left := self._left_out(self._models[name]))}
         matched = {name: self._filled(self._tokens.matched(name)) for name in ("", *sorted(experts))}
         fitting.check_fit(matched.pop(""), matched, self.shapes, self.skeleton.rows)
+        renumbered = [name for name in matched if self._tokens.changes(name)]
+        self.notes = check_agreement(self._models, renumbered)
 
     def _found_in_base(self) -> dict[str, tuple[int, ...]]:
         """The base's tensors without which an expert may be: saved buffers, towers, and carried tensors."""

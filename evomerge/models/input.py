@@ -77,8 +77,8 @@ def find_input(source: Source, where: str) -> Input:
     if configured and whole:
         first = held.file(next(iter(held))).name
         notes.append(
-            f"{where}: {folder} has {adapter_settings.CONFIG} beside {first}; the weights are taken as they are, and "
-            "the adapter is passed over (transformers would add it to them): if they are not merged with it, give "
-            "the adapter alone in a folder of its own, else remove its files"
+            f"{where}: {folder} has {adapter_settings.CONFIG} beside {first}; the weights are taken as they are, "
+            "and the adapter is passed over, which transformers would add to them: if they are not merged with it, "
+            "give the adapter in a folder of its own, else remove its files"
         )
     return Input(where, folder, source, held, held.shapes, held.dtypes, notes=tuple(notes))

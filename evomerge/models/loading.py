@@ -84,7 +84,7 @@ def model_of(config: Any) -> Any:
 
 
 def whole_model(folder: Path, trust: bool, **options: Any) -> Any:
-    """A folder's model with its weights, as transformers' `from_pretrained` opens it; without an adapter beside them.
+    """A folder's model with its weights, as transformers' `from_pretrained` opens it, without an adapter beside it.
 
     Args:
         options: further arguments of `from_pretrained`.

@@ -29,6 +29,7 @@ class Survey:
         places: tensor that is merged -> where it sits.
         carried: the base's tensors that the live model does not build; those that are not in `places` are kept.
         left_out: expert -> those of its tensors that the base has not.
+        notes: what people should know of how the checkpoints are read and do not agree, a line each.
     """
 
     base: Source
@@ -42,6 +43,7 @@ class Survey:
     places: dict[str, Place] = field(repr=False)
     carried: list[str] = field(default_factory=list, repr=False)
     left_out: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -107,4 +109,5 @@ def survey_models(
         places=inputs.places,
         carried=inputs.carried,
         left_out=inputs.left_out,
+        notes=inputs.notes,
     )

@@ -43,7 +43,7 @@ class WeightFiles:
     note: str | None = None
 
     def lacking(self, held: Mapping[str, list[str]]) -> tuple[str, list[str]] | None:
-        """The first file with tensors that the index lists and no file holds, and these tensors; None if all is there.
+        """The first file with tensors that the index lists and no file holds, and these tensors; None without one.
 
         Args:
             held: file -> the tensors that it holds.
@@ -67,8 +67,8 @@ def find_weight_files(folder: Path, where: str) -> WeightFiles:
     """
     if parts := sorted(path.name for path in folder.glob("shard-*.safetensors") if _PARTS.fullmatch(path.name)):
         raise CheckpointError(
-            f"{where}: {folder} is a distributed checkpoint ({parts[0]}), whose files hold parts of tensors; load it "
-            "with transformers and save it again (save_pretrained)"
+            f"{where}: {folder} is a distributed checkpoint ({parts[0]}), whose files hold parts of tensors; load "
+            "it with transformers and save it again (save_pretrained)"
         )
     named = _named(folder, where)
     chosen = named or next((name for name in (SINGLE, INDEX) if (folder / name).is_file()), None)
@@ -143,8 +143,8 @@ def _no_weights(folder: Path, where: str) -> CheckpointError:
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in _TRAINING)
     if pickled := [name for name in names if name.endswith((".bin", ".pt", ".pth"))]:
         return CheckpointError(
-            f"{where}: {folder} has pickled weights only ({some(pickled, 'files')}), and evomerge reads none; save it "
-            "as safetensors (transformers: save_pretrained)"
+            f"{where}: {folder} has pickled weights only ({some(pickled, 'files')}), and evomerge reads none; save "
+            "it as safetensors (transformers: save_pretrained)"
         )
     other = [name for name in names if name.endswith((".safetensors", ".gguf", ".h5", ".msgpack", ".ckpt"))]
     hint = (

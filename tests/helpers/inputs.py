@@ -92,6 +92,15 @@ def change_tensors(file: Path, changes: Mapping[str, torch.Tensor | None]) -> No
     save_file({name: t for name, t in tensors.items() if t is not None}, file, metadata={"format": "pt"})
 
 
+def change_config(folder: Path, **changes: Any) -> None:
+    """Changes keys of a folder's config.json; None takes a key out."""
+    path = folder / "config.json"
+    data = {**json.loads(path.read_text()), **changes}
+    path.write_text(
+        json.dumps({key: value for key, value in data.items() if key not in changes or value is not None})
+    )
+
+
 def tiny_gpt2(folder: Path) -> Path:
     torch.manual_seed(0)
     options = GPT2Config(

@@ -120,7 +120,7 @@ def test_what_concerns_the_start_of_training_alone_changes_nothing(
     family: Path, tmp_path: Path, start: str
 ) -> None:
     base = family / "models/base"
-    options = {"r": 4, "target_modules": ["q_proj", "k_proj"]} | STARTS[start]
+    options: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "k_proj"]} | STARTS[start]
     merged = save_adapter(base, tmp_path / "lora", **options)
     assert json.loads((tmp_path / "lora/adapter_config.json").read_text()).keys() >= STARTS[start].keys()
     found = opened(tmp_path / "cache", base, tmp_path / "lora")["lora"]
@@ -131,7 +131,11 @@ def test_what_concerns_the_start_of_training_alone_changes_nothing(
 @pytest.mark.filterwarnings("ignore")
 def test_pefts_copies_of_a_saved_module_are_passed_over(tmp_path: Path) -> None:
     base = save_model(tmp_path / "base", [*FIRST, *"abcd"], 10, tied=False, seed=1)
-    saved = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]}
+    saved: dict[str, Any] = {
+        "r": 2,
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["embed_tokens", "lm_head", "norm"],
+    }
     merged = save_adapter(base, tmp_path / "lora", save_embedding_layers=True, **saved)
     held = load_file(tmp_path / "lora" / adapters.WEIGHTS)
     copies = [f"base_model.model.lm_head.{kind}weight" for kind in ("", "modules_to_save.", "original_module.")]

@@ -12,7 +12,7 @@ import torch
 
 from evomerge.errors import CandidateError, StudyError
 from evomerge.files import writing
-from evomerge.models import Progress, fitting
+from evomerge.models import NOTE, Progress, fitting
 from evomerge.models.live_weights import LiveWeights
 from evomerge.models.survey import Survey
 from evomerge.operators import Watch, unwatched
@@ -84,6 +84,8 @@ def build(
         CandidateError: the model cannot be built.
         StudyError: `out` exists, or cannot be written.
     """
+    for note in survey.notes:
+        progress(NOTE + note)
     cache = out.parent / f".{out.name}.tables"
     try:
         return _write(recipe, survey, _setup(recipe, survey, cache, deltas), out, progress, watch=watch)

@@ -64,6 +64,6 @@ def score_model(
         "climbed": measured.climbed,
         "documents": {task: len(result.documents) for task, result in report.tasks.items()},
         "truncated": report.truncated,
-        "note": scorer.note,
+        "note": "\n".join((*inputs.notes, *filter(None, [scorer.note]))) or None,
         "weights_sha256": weights_sha256(live, {name: files[name] for name in inputs.carried}),
     }
