@@ -209,7 +209,7 @@ def _heal(model: Any, options: Options, context: Context) -> tuple[Healed, dict[
     vocabulary = model.get_output_embeddings().weight.shape[0]
     parents = Parents(context.parent, context.identity, vocabulary, options.loss.temperature)
     length = options.length or lessons.row_length(model, _LENGTH)
-    hashes, rows = lessons.read(options.data, context.tokenizer, length, options.rows)
+    hashes, rows = lessons.read(options.data, context.tokenizer, length, options.rows, vocabulary)
     teaching = lessons.Teaching(
         teachers=_teacher_of(options),
         writes=options.text == "teacher",

@@ -9,6 +9,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from evomerge.errors import ConfigError
+from evomerge.models.known_tokens import unknown_token
 from evomerge.scoring.forward.requests import GenerationRequest, LikelihoodRequest
 from evomerge.scoring.lm_eval_parts import NotingModel, generation_options
 
@@ -28,6 +29,23 @@ class Encoder(NotingModel):
         self._known: dict[tuple[str, bool | None], list[int]] = {}
         copied = copy.deepcopy(tokenizer)
         super().__init__(pretrained=model, tokenizer=copied, backend="causal", max_length=longest)
+        head = model.get_output_embeddings()
+        self._read = model.get_input_embeddings().weight.shape[0]
+        self._written = self._read if head is None else head.weight.shape[0]
+
+    def check_tokens(self, task: str, instance: Instance, request: LikelihoodRequest | GenerationRequest) -> None:
+        """Checks that the model has a row for each token of a request.
+
+        Raises:
+            ConfigError: naming the task, the document and the token.
+        """
+        if isinstance(request, GenerationRequest):
+            wrong = unknown_token(request.prompt, self._read, self.tokenizer)
+        else:
+            wrong = unknown_token(request.row, self._read, self.tokenizer)
+            wrong = wrong or unknown_token(request.answer, self._written, self.tokenizer)
+        if wrong is not None:
+            raise ConfigError(task, [f"document {instance.doc_id}: its text {wrong}"])
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids, as lm-eval's HFLM gives them.

@@ -82,6 +82,9 @@ class Generator:
         self._masks = masks if requests and is_plain(model.generation_config) else None
         self._endings: dict[tuple[str, ...], Endings] = {}
         self._readings: Recent[Reading] = Recent()
+        # Any token does for padding, which is masked; a tokenizer's own may have no row in the embedding.
+        pad = encoder.tokenizer.pad_token_id
+        self._padding = pad if pad < model.get_input_embeddings().weight.shape[0] else 0
 
     @torch.no_grad()
     def run(
@@ -191,9 +194,9 @@ class Generator:
     def _answer(self, rows: list[int]) -> dict[int, Generation]:
         """Answers one batch by `model.generate`, prompts padded on the left."""
         requests = [self._requests[at] for at in rows]
-        tokenizer, device = self._encoder.tokenizer, self._model.device
+        device = self._model.device
         start = max(len(request.prompt) for request in requests)
-        ids = torch.full((len(rows), start), tokenizer.pad_token_id, dtype=torch.int64)
+        ids = torch.full((len(rows), start), self._padding, dtype=torch.int64)
         mask = torch.zeros_like(ids)
         for line, request in enumerate(requests):
             ids[line, start - len(request.prompt) :] = torch.tensor(request.prompt)
@@ -207,7 +210,7 @@ class Generator:
                 attention_mask=mask.to(device),
                 stopping_criteria=[StopRows(endings, start)],
                 logits_processor=[watch],
-                pad_token_id=tokenizer.pad_token_id,
+                pad_token_id=self._padding,
                 use_cache=True,
                 **keywords | {"return_dict_in_generate": False},
             ).tolist()

@@ -45,7 +45,8 @@ class TokenizedTasks:
         slots: task -> for each document, the slots of its requests, then those of its references.
 
     Raises:
-        ConfigError: a prompt cannot be tokenized, or a request cannot be answered.
+        ConfigError: a prompt cannot be tokenized, or a request cannot be answered, or it has a token that the model
+            has no row for.
     """
 
     def __init__(self, encoder: Encoder, tasks: Mapping[str, BuiltTask]) -> None:
@@ -67,13 +68,14 @@ class TokenizedTasks:
         """Tokenizes one of lm-eval's requests, and returns where it stands."""
         if instance.request_type == "generate_until":
             self.generations.append(encoder.generation(task, instance))
+            encoder.check_tokens(task, instance, self.generations[-1])
             return Slot("generation", (len(self.generations) - 1,))
         first = len(self.likelihoods)
-        if instance.request_type == "loglikelihood_rolling":
-            self.likelihoods += encoder.rolling(instance)
-            return Slot("rolling", tuple(range(first, len(self.likelihoods))))
-        self.likelihoods.append(encoder.likelihood(task, instance))
-        return Slot("likelihood", (first,))
+        rolling = instance.request_type == "loglikelihood_rolling"
+        self.likelihoods += encoder.rolling(instance) if rolling else [encoder.likelihood(task, instance)]
+        for request in self.likelihoods[first:]:
+            encoder.check_tokens(task, instance, request)
+        return Slot("rolling" if rolling else "likelihood", tuple(range(first, len(self.likelihoods))))
 
     def likelihood_numbers(self) -> dict[str, list[list[int]]]:
         """Task -> for each document, the numbers of its log-likelihood requests, those of its references last."""

@@ -8,8 +8,8 @@ import torch
 
 from evomerge.errors import ConfigError
 from evomerge.merging import placement
-from evomerge.models import checkpoints
-from evomerge.models.loading import load_model, load_tokenizer, quiet
+from evomerge.models.family import Inputs
+from evomerge.models.loading import load_model, quiet
 from evomerge.scoring.opening import open_scorer
 from evomerge.studies.plan import Plan, check_training
 from evomerge.studies.workers.resources import cores, plan_workers
@@ -63,16 +63,16 @@ def check_tasks(plan: Plan) -> tuple[dict[str, int], str | None]:
         Task -> the number of its documents; and a note on how they are scored, None where there is nothing to note.
 
     Raises:
-        ConfigError: a task or metric does not exist, a hold-out document is a search document as well, or
-            a training text is one that candidates are scored by.
+        ConfigError: a task or metric does not exist, a document holds a token that the merged model has not, a
+            hold-out document is a search document as well, or a training text is one that candidates are scored by.
     """
     quiet()
     fitness = plan.experiment.fitness
-    folder = checkpoints.locate(plan.survey.base, "base")
+    inputs = Inputs(plan.survey.base, plan.survey.experts, plan.experiment.vocabulary)
     trust = plan.survey.base.trusted
-    model = load_model(folder, plan.survey.dtype, "cpu", trust=trust)
-    tokenizer = load_tokenizer(folder, trust=trust)
-    scorer = open_scorer(model, tokenizer, fitness, (*fitness.search, *fitness.holdout), plan.longest)
+    model = load_model(inputs.folder, plan.survey.dtype, "cpu", inputs.rows, trust=trust)
+    entries = (*fitness.search, *fitness.holdout)
+    scorer = open_scorer(model, inputs.tokenizer(), fitness, entries, plan.longest)
     assert scorer is not None
     searched = {
         digest

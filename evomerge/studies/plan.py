@@ -125,7 +125,8 @@ def make_plan(experiment: Experiment, progress: Progress = lambda text: None) ->
 
 def check_training(plan: Plan) -> None:
     """Checks the training of the second phase: its operators fit the models, its files of texts are there and
-    unchanged, and no text is one that candidates are scored by, in the search or on the hold-out.
+    unchanged, no text is one that candidates are scored by, in the search or on the hold-out, and the merged model
+    has all of their tokens.
 
     Raises:
         ConfigError: with all faults of one kind.
@@ -151,6 +152,8 @@ def check_training(plan: Plan) -> None:
             faults += [f"{operator.name}.data.{name}: {line}" for line in shared]
     if faults:
         raise ConfigError("operators", faults)
+    files = {f"{one.name}.data.{name}": file for one in plan.training for name, file in one.corpora().items()}
+    operating.check_texts(plan.survey, plan.experiment.vocabulary, files)
 
 
 def recipe_of(plan: Plan, trial: Trial) -> Recipe:

@@ -19,6 +19,7 @@ import numpy as np
 
 from evomerge.errors import ConfigError
 from evomerge.files.hashing import digest_of_json
+from evomerge.models.known_tokens import unknown_token
 
 SUFFIXES = (".txt", ".jsonl")
 
@@ -110,6 +111,20 @@ def rows(path: Path, tokenizer: Any, length: int, most: int | None = None) -> li
     if most is not None and len(every) > most:
         every = [every[number * len(every) // most] for number in range(most)]
     return every
+
+
+def check_tokens(path: Path, rows: Sequence[Row], tokenizer: Any, vocabulary: int) -> None:
+    """Checks that a model has all tokens of a file's rows.
+
+    Args:
+        vocabulary: how many tokens the model has.
+
+    Raises:
+        ConfigError: naming the file and the token.
+    """
+    for row in rows:
+        if (wrong := unknown_token(row.ids, vocabulary, tokenizer)) is not None:
+            raise ConfigError(str(path), [wrong])
 
 
 def _tokens(text: Text, tokenizer: Any) -> tuple[list[int], int]:

@@ -35,7 +35,7 @@ def row_length(model: Any, most: int) -> int:
 
 
 def read(
-    files: Mapping[str, Corpus], tokenizer: Any, length: int, most: int
+    files: Mapping[str, Corpus], tokenizer: Any, length: int, most: int, vocabulary: int
 ) -> tuple[dict[str, str], dict[str, list[Row]]]:
     """The sha256 of each domain's file, and its rows.
 
@@ -43,9 +43,11 @@ def read(
         files: domain -> its file of texts.
         length: tokens of the longest row.
         most: rows of a domain at most.
+        vocabulary: how many tokens the model has.
 
     Raises:
-        CandidateError: a file is not the one that is meant, or cannot be read.
+        CandidateError: a file is not the one that is meant, or cannot be read, or holds a token that the model has
+            not.
     """
     hashes, rows = {}, {}
     for domain, file in sorted(files.items()):
@@ -56,6 +58,7 @@ def read(
                     f"data.{domain}: {file.path} has the sha256 {hashes[domain]}, not {file.sha256}; it was changed"
                 )
             rows[domain] = corpus.rows(Path(file.path), tokenizer, length, most)
+            corpus.check_tokens(Path(file.path), rows[domain], tokenizer, vocabulary)
         except ConfigError as error:
             raise CandidateError(f"data.{domain}: {error}") from error
     return hashes, rows

@@ -17,6 +17,8 @@ from evomerge import operators
 from evomerge.errors import ConfigError
 from evomerge.files.schema import faults_of
 from evomerge.models import Progress, checkpoints
+from evomerge.models.family import Inputs
+from evomerge.models.known_tokens import rows_of_inputs, unknown_token
 from evomerge.models.loading import load_model, load_tokenizer, quiet
 from evomerge.models.source import Source, parse_source, relocate
 from evomerge.models.survey import Survey, survey_models
@@ -59,6 +61,7 @@ def extend(
     survey = survey_models(source, {"model": source}, dtype, progress)
     recipe = _recipe(survey, {"model": 1.0}, step, seed=0)
     operating.check_operators(survey.base, survey.experts, recipe.operators)
+    _check_text(survey, content)
     build(recipe, survey, out, progress)
     progress("measuring")
     folder = checkpoints.locate(survey.base, "base")
@@ -107,6 +110,9 @@ def distill(
     survey = survey_models(experts[STUDENT], experts, dtype, progress)
     recipe = _recipe(survey, {name: float(name == STUDENT) for name in experts}, step, seed)
     operating.check_operators(survey.base, survey.experts, recipe.operators)
+    operator = operators.load(step.name)
+    files = operator.corpora(operator.Options.model_validate(step.options))
+    operating.check_texts(survey, None, {f"data.{name}": file for name, file in files.items()})
     folder = build(recipe, survey, out, progress, watch=watch)
     record = read_about(folder)["training"]["distillation"]
     return {"model": model, "options": step.options, **record}
@@ -168,6 +174,19 @@ def _text(text: str) -> str:
         return texts.read_text(text, Path.cwd()).decode("utf-8", "replace")
     except ValueError as error:
         raise ConfigError("--text", [str(error)]) from error
+
+
+def _check_text(survey: Survey, content: str) -> None:
+    """Refuses a text to measure on whose tokens the model does not have.
+
+    Raises:
+        ConfigError: naming the token.
+    """
+    inputs = Inputs(survey.base, {})
+    tokenizer = inputs.tokenizer()
+    ids = tokenizer(content[: 8 * _ROWS * _MOST], verbose=False)["input_ids"]
+    if (wrong := unknown_token(ids, rows_of_inputs(inputs), tokenizer)) is not None:
+        raise ConfigError("--text", [wrong])
 
 
 def _losses(folder: Path, dtype: str, content: str, old: int, new: int) -> dict[str, float | None]:

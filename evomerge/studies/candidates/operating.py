@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from evomerge import operators
 from evomerge.errors import ConfigError, suggest
-from evomerge.models.source import Source
-from evomerge.recipes.recipe import OperatorStep, Recipe
+from evomerge.models.source import Source, Vocabulary
+from evomerge.recipes.recipe import Corpus, OperatorStep, Recipe
+
+if TYPE_CHECKING:
+    from evomerge.models.survey import Survey
+
+_WHOLE = 1 << 30  # tokens of a row that holds any text whole
 
 
 def check_operators(base: Source, experts: Iterable[str], steps: Sequence[OperatorStep]) -> None:
@@ -60,6 +66,34 @@ def _extended(config: Any, length: int | None) -> Any:
     if length is not None:
         extended.get_text_config().max_position_embeddings = length
     return extended
+
+
+def check_texts(survey: Survey, vocabulary: Vocabulary | None, files: Mapping[str, Corpus]) -> None:
+    """Refuses texts to learn from that hold a token which the merged model has no row for.
+
+    Args:
+        survey: what the models are.
+        vocabulary: what is done where their vocabularies differ.
+        files: what names a file in messages -> the file.
+
+    Raises:
+        ConfigError: with the faults of all files.
+    """
+    from evomerge.models.family import Inputs
+    from evomerge.models.known_tokens import rows_of_inputs
+    from evomerge.operators.training import corpus
+
+    inputs = Inputs(survey.base, survey.experts, vocabulary)
+    rows, tokenizer = rows_of_inputs(inputs), inputs.tokenizer()
+    faults = []
+    for name, file in files.items():
+        try:
+            path = Path(file.path)
+            corpus.check_tokens(path, corpus.rows(path, tokenizer, _WHOLE), tokenizer, rows)
+        except ConfigError as error:
+            faults += [f"{name}: {error}"]
+    if faults:
+        raise ConfigError("operators", faults)
 
 
 def longest_text(base: Source, steps: Sequence[OperatorStep]) -> int | None:

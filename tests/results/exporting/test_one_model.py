@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from evomerge.cli.main import app
 from evomerge.models.live_weights import weights_sha256
-from tests.helpers.family import LETTERS
+from tests.helpers.family import LETTERS, make_tokenizer
 
 
 def call(*arguments: object) -> Result:
@@ -111,6 +112,26 @@ def test_no_steps_change_no_bit(family: Path, tmp_path: Path, texts: Path) -> No
     assert call("distill", models / "ant", out, *arguments).exit_code == 0
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (models / "ant", out))
     assert weights_sha256(before) == weights_sha256(after)
+
+
+def test_a_text_with_a_token_that_the_model_has_no_row_for_is_told_before_anything_is_built(
+    family: Path, tmp_path: Path, texts: Path
+) -> None:
+    ant, out = shutil.copytree(family / "models/ant", tmp_path / "ant"), tmp_path / "out"
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<call>"])
+    tokenizer.save_pretrained(ant)
+    short = ("--set", "length=32", "--steps", 0)
+    teacher = ["--teacher", f"bee={family / 'models/bee'}"]
+    assert call("distill", ant, tmp_path / "sound", *teacher, "--data", f"bee={texts}", *short).exit_code == 0
+    (tmp_path / "met.jsonl").write_text('{"text": "abc<call>"}\n')
+    said = fails("distill", ant, out, *teacher, "--data", f"bee={tmp_path / 'met.jsonl'}", *short)
+    assert "met.jsonl: holds the token '<call>' (id 14), but the model has 14 tokens" in said
+    (tmp_path / "met.txt").write_text("abc<call>" * 100)
+    said = fails("extend", ant, out, "--factor", 2, "--text", tmp_path / "met.txt")
+    assert "--text: holds the token '<call>' (id 14), but the model has 14 tokens" in said
+    assert "merging" not in said
+    assert not out.exists()
 
 
 def test_bad_input_is_told_in_a_line(family: Path, tmp_path: Path, texts: Path) -> None:
