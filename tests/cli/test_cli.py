@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from evomerge.cli.main import app
 from evomerge.studies import experiment, journal
-from tests.helpers.family import FITNESS, SPACE
+from tests.helpers.family import FITNESS, SPACE, experiment_mapping
 
 runner = CliRunner()
 
@@ -45,8 +45,6 @@ def fails(*arguments: object) -> str:
 @pytest.fixture(scope="module")
 def study_folder(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study, run from the command line."""
-    from tests.helpers.family import experiment_mapping
-
     folder = tmp_path_factory.mktemp("cli")
     mapping = experiment_mapping(family, folder / "study", budget={"candidates": 8})
     (folder / "experiment.yaml").write_text(yaml.safe_dump(mapping))
@@ -366,3 +364,22 @@ def test_a_damaged_certificate_does_not_stop_an_export(study_folder: Path, tmp_p
     shutil.copytree(study_folder, tmp_path / "study")
     (tmp_path / "study/certificate.json").write_text("{")
     assert call("export", tmp_path / "study", tmp_path / "merged").exit_code == 0
+
+
+def test_what_is_to_be_known_of_a_models_folder_is_said_by_every_command(family: Path, tmp_path: Path) -> None:
+    models = shutil.copytree(family / "models", tmp_path / "models")
+    (models / "ant/adapter_config.json").write_text("{}")
+    note = f"{models / 'ant'} has adapter_config.json beside model.safetensors"
+    experts = {"ant": str(models / "ant")}
+    recipe = {"method": "linear", "base": str(models / "base"), "experts": experts, "parameters": {"weight": 1.0}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert f"note: experts.ant: {note}" in call("merge", tmp_path / "recipe.yaml", tmp_path / "out").stderr
+    (tmp_path / "fitness.yaml").write_text(yaml.safe_dump({**FITNESS, "include": str(family / "tasks")}))
+    said = call("score", models / "ant", "--fitness", tmp_path / "fitness.yaml", "--json")
+    assert note in json.loads(said.stdout)["note"]
+    data = experiment_mapping(family, tmp_path / "study", base=str(models / "base"), experts=experts)
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(data))
+    checked = call("check", tmp_path / "experiment.yaml", "--json")
+    assert checked.exit_code == 0
+    assert note in json.loads(checked.stdout)["warnings"][0]
+    assert f"warning: experts.ant: {note}" in checked.stderr
