@@ -4,8 +4,8 @@ The shares of a group are lm-eval's own: lm-eval is asked to aggregate made-up s
 group and of the groups inside it, leaves out those that lack the metric and filter, and counts twice what stands
 there twice.
 
-Where lm-eval has no score, as of a tag, the mean over all documents is taken. A group that aggregates its metrics by
-`weight_by_size: false` alone has the plain mean over its tasks of any other metric as well.
+Where lm-eval has no score, as of a tag, the mean over all documents is taken. A group that aggregates all its
+metrics by `weight_by_size: false` has the plain mean over its tasks of any other metric as well.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Stratified means: an entry's tasks are its strata.
 
 Where a block has too few documents for all tasks of an entry, small tasks are drawn from together: systematically,
-with probabilities proportional to their shares (Madow 1949; Cochran 1977, ch. 8 and 9A). The mean over such a stratum
-is unbiased, although a block lacks some of its tasks.
+with probabilities proportional to their shares (Madow 1949; Cochran 1977, ch. 8 and 9A). The mean over such a
+stratum is unbiased, although a block lacks some of its tasks.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def test_a_group_is_tested_by_its_shares_and_each_of_its_tasks_is_a_stratum() ->
     sizes = {"x": 400, "y": 20, "z": 100}
 
     def score() -> Score:
-        found = report(**{name: {"acc": random.integers(2, size=size)} for name, size in sizes.items()})
+        found = report(**{name: {"acc": random.integers(2, size=size).tolist()} for name, size in sizes.items()})
         objective = objective_of(entries, groups, sizes)
         measured = measure(objective, found, groups)
         return Score(objective.of_entries(measured.climbed), measured, found, groups, {})
