@@ -121,6 +121,8 @@ class _Entry:
         """
         metrics = self.tasks[name]
         own = metrics.own_name(metric)
+        if own is not None and metric not in (*metrics.names, *metrics.corpus):
+            metric = own  # lm-eval's `acc,none`
         if own is None:
             self.faults.append(f"{name}: has no {key} {metric!r}.{suggest(metric, metrics.names)}")
         elif own in metrics.corpus:

@@ -127,15 +127,28 @@ def is_task(manager: TaskManager, name: str) -> bool:
     return knows(manager, name) and manager.task_index[name].kind in (Kind.TASK, Kind.PY_TASK)
 
 
-def is_local(manager: TaskManager, name: Any) -> bool:
-    """Whether a task manager has a task or tag of this name, or a group with all its members."""
+def is_local(manager: TaskManager, name: Any, inside: tuple[Any, ...] = ()) -> bool:
+    """Whether a task manager has a task or tag of this name, or a group with all its members.
+
+    Args:
+        name: a name; or a member of a group as its file has it, which may be a group written out.
+        inside: the names of the groups around it. One that holds itself is left for lm-eval to refuse.
+    """
+    if isinstance(name, Mapping) and not knows(manager, name.get("group")):
+        members = name.get("task")
+        return is_local(manager, members, inside) if isinstance(members, str) else _are_local(manager, members, inside)
+    name = name["group"] if isinstance(name, Mapping) else name
     if not knows(manager, name):
         return False
     entry = manager.task_index[name]
-    if entry.kind is not Kind.GROUP:
+    if entry.kind is not Kind.GROUP or name in inside:
         return True
-    members = (entry.cfg or {}).get("task")
-    return isinstance(members, list) and all(is_local(manager, member) for member in members)
+    return _are_local(manager, (entry.cfg or {}).get("task"), (*inside, name))
+
+
+def _are_local(manager: TaskManager, members: Any, inside: tuple[Any, ...]) -> bool:
+    """Whether a task manager has all members of a group."""
+    return isinstance(members, list) and all(is_local(manager, one, inside) for one in members)
 
 
 def yaml_path(manager: TaskManager, name: str) -> Path | None:

@@ -109,7 +109,8 @@ def _build(
         raise
     except Exception as error:
         where = str(yaml_path(manager, spec.task) or spec.task)
-        raise ConfigError(where, [f"task {spec.task!r} cannot be built: {one_line(error)}"]) from error
+        cause = "a group in it holds itself" if isinstance(error, RecursionError) else one_line(error)
+        raise ConfigError(where, [f"task {spec.task!r} cannot be built: {cause}"]) from error
 
 
 def _build_one(name: str, task: Task, spec: TaskSpec, chat_template: Callable[..., str] | None) -> BuiltTask:

@@ -17,36 +17,39 @@ _ROUNDING = 1e-9  # by which a sum of shares may miss a whole number
 
 
 def strata(shares: Sequence[float], documents: int) -> list[list[int]]:
-    """The tasks that are drawn from together, so that each such stratum has a document at least.
+    """The tasks that are drawn from together, of which a block has a document of each stratum at least.
 
-    A task whose part of the documents is one or more is a stratum by itself. Others are joined with neighbours.
+    A task whose part of the documents is one or more is a stratum by itself. Smaller ones are joined with neighbours.
 
     Args:
         shares: each task's share of the entry; they add up to 1.
-        documents: how many are drawn, at least 1.
+        documents: how many a block has of the entry, at least 1.
 
     Returns:
         The numbers of the tasks of each stratum, ascending.
     """
-    wanted = [documents * share + _ROUNDING for share in shares]
-    alone = [[at] for at, count in enumerate(wanted) if count >= 1]
-    joined: list[list[int]] = [[]]
-    for at, count in enumerate(wanted):
-        if count < 1:
-            joined[-1].append(at)
-            if sum(wanted[one] for one in joined[-1]) >= 1:
-                joined.append([])
-    rest = joined.pop()
-    if rest:  # too few for a document of their own
-        smallest = min(joined or alone, key=lambda tasks: sum(wanted[at] for at in tasks))
-        smallest[:] = sorted([*smallest, *rest])
-    return sorted(joined + alone)
+    wanted = [documents * share for share in shares]
+    large = [[at] for at, count in enumerate(wanted) if count >= 1 - _ROUNDING]
+    small = [at for at, count in enumerate(wanted) if count < 1 - _ROUNDING]
+    total = sum(wanted[at] for at in small)
+    joined: list[list[int]] = [[] for _ in range(int(total + _ROUNDING))]
+    if not joined and small:  # too small for a document of their own
+        joined = [large.pop(min(range(len(large)), key=lambda one: wanted[large[one][0]]))]
+    before = 0.0
+    for at in small:
+        middle = (before + wanted[at] / 2) / total
+        joined[int(middle * len(joined))].append(at)
+        before += wanted[at]
+    return sorted(sorted(one) for one in large + joined)
 
 
 def apportioned(shares: Sequence[float], documents: int) -> list[int]:
-    """So many documents divided among strata by their shares, which add up to 1: by largest remainders."""
-    exact = [documents * share + _ROUNDING for share in shares]
-    counts = [int(count) for count in exact]
+    """So many documents divided among strata by their shares, which add up to 1: by largest remainders.
+
+    Each has one at least, even if that makes them more.
+    """
+    exact = [documents * share for share in shares]
+    counts = [max(int(count + _ROUNDING), 1) for count in exact]
     by_remainder = sorted(range(len(exact)), key=lambda at: counts[at] - exact[at])
     for at in by_remainder[: max(documents - sum(counts), 0)]:
         counts[at] += 1
