@@ -136,7 +136,8 @@ def is_local(manager: TaskManager, name: Any, inside: tuple[Any, ...] = ()) -> b
     """
     if isinstance(name, Mapping) and not knows(manager, name.get("group")):
         members = name.get("task")
-        return is_local(manager, members, inside) if isinstance(members, str) else _are_local(manager, members, inside)
+        members = [members] if isinstance(members, str) else members
+        return _are_local(manager, members, inside)
     name = name["group"] if isinstance(name, Mapping) else name
     if not knows(manager, name):
         return False

@@ -19,7 +19,8 @@ _ROUNDING = 1e-9  # by which a sum of shares may miss a whole number
 def strata(shares: Sequence[float], documents: int) -> list[list[int]]:
     """The tasks that are drawn from together, of which a block has a document of each stratum at least.
 
-    A task whose part of the documents is one or more is a stratum by itself. Smaller ones are joined with neighbours.
+    A task whose part of the documents is one or more is a stratum by itself. Smaller ones are joined with their
+    neighbours.
 
     Args:
         shares: each task's share of the entry; they add up to 1.

@@ -90,9 +90,10 @@ def opened(folder, scoring_model, scoring_tokenizer):
     """Makes the scorer of one entry: `opened(task=..., metric=...)` -> scorer, objective."""
 
     def make(**entry):
-        entries = [Entry(**entry)]
+        entries = (Entry(**entry),)
         fitness = Fitness(include=str(folder), search=entries)
         scorer = open_scorer(scoring_model("llama"), scoring_tokenizer, fitness, entries)
+        assert scorer is not None
         return scorer, objective_of(entries, scorer.groups, scorer.documents)
 
     return make

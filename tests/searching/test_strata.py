@@ -132,7 +132,7 @@ def test_the_documents_kept_apart_are_unbiased_as_well() -> None:
         apart = Documents(objective, seed, 8, 0.25).select()
         assert {name: len(ids) for name, ids in apart.items()} == {"x": 1, "y": 3}
         found.append(objective.value({name: truth[name][ids] for name, ids in apart.items()}, apart.shares))
-    error = np.std(found) / math.sqrt(len(found))
+    error = float(np.std(found)) / math.sqrt(len(found))
     assert np.mean(found) == pytest.approx(objective.value(truth), abs=4 * error)
 
 

@@ -1,4 +1,4 @@
-"""Studies of a group whose plain mean over tasks counts: in mini-batches, interrupted, certified, on real models."""
+"""Studies of a group whose plain mean over tasks counts: in mini-batches, interrupted, certified."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from evomerge.studies.scores import read_score
 from evomerge.studies.trials import Trial
 from evomerge.studies.workers.inline_pool import InlinePool
 from tests.helpers.studies import Silent, all_that_counts, begin
+
+pytestmark = pytest.mark.slow
 
 # The entry of the search has tasks of 24, 6 and 1 documents, of a third each; that of the hold-out has 24 and 6.
 _TASKS = """
@@ -47,9 +49,8 @@ def lay(family: Path, tmp_path: Path, write_experiment: Callable[..., Path]) -> 
     for name in ("small", "lone", "small_test"):
         text = (tasks / "first.yaml").read_text().replace("letters.first", f"letters.{name}")
         (tasks / f"{name}.yaml").write_text(text.replace("task: first", f"task: {name}"))
-    (tasks / "mixed.yaml").write_text(
-        f"group: mixed\ntask: [first, {{group: inner, task: [small, lone]}}]\n{_GROUP}"
-    )
+    members = "[first, {group: inner, task: [small, lone]}]"
+    (tasks / "mixed.yaml").write_text(f"group: mixed\ntask: {members}\n{_GROUP}")
     (tasks / "mixed_test.yaml").write_text(f"group: mixed_test\ntask: [first_test, small_test]\n{_GROUP}")
 
     def make(folder: str, **changes: Any) -> Plan:
@@ -108,7 +109,6 @@ def test_a_group_in_mini_batches_goes_on_exactly_and_is_certified_as_lm_eval_cou
     assert base["documents"] == {"first_test": 24, "small_test": 6}
 
 
-@pytest.mark.slow
 def test_a_gradient_in_mini_batches_climbs_the_value_that_is_logged(lay: Callable[..., Plan]) -> None:
     plan = lay("gradient", sampler={"name": "gradient", "watch": 2})
     climbed = [trial for trial in run(plan) if trial.gradient]
