@@ -18,6 +18,7 @@ from evomerge.results.paired_test import Paired, p_text, paired
 from evomerge.results.truncation import truncation_warnings
 from evomerge.scoring.fitness import Entry
 from evomerge.scoring.measured import document_scores
+from evomerge.searching.objective import Objective
 from evomerge.studies import journal
 from evomerge.studies.candidates.operating import trains
 from evomerge.studies.candidates.score import Score, objective_of
@@ -123,12 +124,12 @@ def certify(plan: Plan, winner: Recipe, pool: Pool) -> Certificate:
         raise ConfigError("fitness", ["holdout: lists no task, so no gain can be confirmed; add some"])
     scores = _scores(contestants(plan, winner, _control(plan)), pool)
     first = scores["winner"]
-    objective = objective_of(entries, _sizes(entries, first))
+    objective = _objective(entries, first)
     rows = tuple(
         Row(
             name=name,
             tasks=score.measured.tasks,
-            mean=objective.of_means(score.measured.tasks),
+            mean=objective.of_entries(score.measured.tasks),
             against=None if name == "winner" else against(entries, first, score),
         )
         for name, score in scores.items()
@@ -158,16 +159,16 @@ def _scores(recipes: Mapping[str, Recipe], pool: Pool) -> dict[str, Score]:
     return {name: scores[name] for name in names}
 
 
-def _sizes(entries: Sequence[Entry], score: Score) -> dict[str, int]:
-    """Entry -> the number of its documents."""
-    tasks = score.report.tasks
-    return {entry.task: sum(len(tasks[name].documents) for name in score.groups[entry.task]) for entry in entries}
+def _objective(entries: Sequence[Entry], score: Score) -> Objective:
+    """The weighted mean over some entries, bound to the documents that were scored."""
+    sizes = {name: len(task.documents) for name, task in score.report.tasks.items()}
+    return objective_of(entries, score.groups, sizes)
 
 
 def against(entries: Sequence[Entry], ours: Score, theirs: Score) -> Paired:
     """Tests the gain of one model over another in the reported metrics, paired by the documents of some entries."""
-    first, second = (document_scores(entries, one.report, ours.groups, reported=True) for one in (ours, theirs))
-    shares = objective_of(entries, _sizes(entries, ours)).shares
+    first, second = (document_scores(one.report, ours.groups, reported=True) for one in (ours, theirs))
+    shares = _objective(entries, ours).shares
     return paired([first[name] - second[name] for name in shares], list(shares.values()))
 
 

@@ -81,6 +81,8 @@ class Fitness(Strict):
         return tuple(
             TaskSpec(
                 task=entry.task,
+                metric=entry.metric,
+                climbs=entry.climb,
                 num_fewshot=self.num_fewshot if entry.num_fewshot is None else entry.num_fewshot,
                 limit=self.limit if entry.limit is None else entry.limit,
                 reference="loglikelihood" in (entry.metric, entry.climbs),

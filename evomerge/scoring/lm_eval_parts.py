@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import lm_eval.api.task
 import lm_eval.tasks
 import lm_eval.utils
+from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.api.utils import maybe_delimit
@@ -85,6 +86,37 @@ def apply_filters(task: Task, instances: Sequence[Instance]) -> list[str]:
     return list(instances[0].filtered_resps)
 
 
+def filter_names(task: Task) -> list[str]:
+    """The names of a task's filters in order."""
+    return [ensemble.name for ensemble in task._filters]
+
+
+def task_names(group: Group) -> list[str]:
+    """The names of the tasks of a group and of the groups inside it, as often as they stand there."""
+    return [task.task_name for task in group.get_all_tasks()]
+
+
+def ignores_sizes(group: Group) -> bool:
+    """Whether a group aggregates some metric, and all that it aggregates by `weight_by_size: false`."""
+    listed = group.aggregate_metric_list or []
+    return bool(listed) and not any(one.weight_by_size for one in listed)
+
+
+def aggregated(
+    group: Group, scores: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int] | None = None
+) -> dict[str, float]:
+    """What lm-eval makes of scores of a group's tasks: `metric,filter` -> score; {} where it aggregates none.
+
+    Args:
+        scores: task -> `metric,filter` -> score.
+        sizes: task -> the number of its documents; 1 by default.
+    """
+    tasks = {name: {**own, "sample_len": 1 if sizes is None else sizes[name]} for name, own in scores.items()}
+    found: dict[str, Any] = dict(group.aggregate(tasks))
+    keys = {key for own in scores.values() for key in own}
+    return {key: float(value) for key, value in found.items() if key in keys}
+
+
 def knows(manager: TaskManager, name: Any) -> bool:
     """Whether a task manager has a task, group or tag of this name."""
     return isinstance(name, str) and name in manager.task_index
@@ -95,15 +127,29 @@ def is_task(manager: TaskManager, name: str) -> bool:
     return knows(manager, name) and manager.task_index[name].kind in (Kind.TASK, Kind.PY_TASK)
 
 
-def is_local(manager: TaskManager, name: Any) -> bool:
-    """Whether a task manager has a task or tag of this name, or a group with all its members."""
+def is_local(manager: TaskManager, name: Any, inside: tuple[Any, ...] = ()) -> bool:
+    """Whether a task manager has a task or tag of this name, or a group with all its members.
+
+    Args:
+        name: a name; or a member of a group as its file has it, which may be a group written out.
+        inside: the names of the groups around it. One that holds itself is left for lm-eval to refuse.
+    """
+    if isinstance(name, Mapping) and not knows(manager, name.get("group")):
+        members = name.get("task")
+        members = [members] if isinstance(members, str) else members
+        return _are_local(manager, members, inside)
+    name = name["group"] if isinstance(name, Mapping) else name
     if not knows(manager, name):
         return False
     entry = manager.task_index[name]
-    if entry.kind is not Kind.GROUP:
+    if entry.kind is not Kind.GROUP or name in inside:
         return True
-    members = (entry.cfg or {}).get("task")
-    return isinstance(members, list) and all(is_local(manager, member) for member in members)
+    return _are_local(manager, (entry.cfg or {}).get("task"), (*inside, name))
+
+
+def _are_local(manager: TaskManager, members: Any, inside: tuple[Any, ...]) -> bool:
+    """Whether a task manager has all members of a group."""
+    return isinstance(members, list) and all(is_local(manager, one, inside) for one in members)
 
 
 def yaml_path(manager: TaskManager, name: str) -> Path | None:

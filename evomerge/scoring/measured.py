@@ -1,25 +1,19 @@
-"""What a report comes to: the scores of a fitness's entries, of each document, and the terms of a gradient.
-
-A result that is not a number makes the candidate a failure, never a score.
-"""
+"""What a report says of each task: its reported and climbed metric, as a whole and document by document."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evomerge.errors import CandidateError
-from evomerge.scoring.fitness import Entry
-from evomerge.scoring.reports import Report, TaskScore
+from evomerge.scoring.reports import Member, Report, TaskScore
 
 if TYPE_CHECKING:  # which imports torch
     from evomerge.scoring.backward import Backward
 
-Groups = Mapping[str, Sequence[str]]  # entry of the fitness -> the tasks that it stands for; several for a group
+Groups = Mapping[str, Mapping[str, Member]]  # entry of the fitness -> the tasks that it stands for
 
 
 @dataclass(frozen=True)
@@ -40,35 +34,26 @@ class Measured:
         return sum(self.tasks.values()) / len(self.tasks)
 
 
-def measure(entries: Sequence[Entry], report: Report, groups: Groups) -> Measured:
-    """The scores that a report gives for the entries, of those that it has documents of.
+def members_of(groups: Groups) -> dict[str, Member]:
+    """Task -> what it is in its entry, in the order of the fitness."""
+    return {task: member for own in groups.values() for task, member in own.items()}
 
-    lm-eval aggregates a metric over a task's documents; over the tasks of a group their mean counts, weighted by
-    their numbers of documents.
 
-    Raises:
-        CandidateError: one of them is not a finite number.
+def task_values(report: Report, groups: Groups, *, reported: bool = False) -> dict[str, float]:
+    """Task -> the climbed metric over its documents, by lm-eval's own aggregation; of those in the report.
+
+    Args:
+        reported: the reported metric instead.
     """
-
-    def aggregate(task: str, metric: str) -> float:
-        members = [report.tasks[name] for name in groups[task] if name in report.tasks]
-        documents = sum(len(member.documents) for member in members)
-        value = math.fsum(member.aggregates[metric] * len(member.documents) for member in members) / documents
-        if not math.isfinite(value):
-            raise CandidateError(f"{task}: {metric} is {value}, which is no score")
-        return value
-
-    present = [entry for entry in entries if any(name in report.tasks for name in groups[entry.task])]
-    return Measured(
-        tasks={entry.task: aggregate(entry.task, entry.metric) for entry in present},
-        climbed={entry.task: aggregate(entry.task, entry.climbs) for entry in present},
-    )
+    return {
+        task: report.tasks[task].aggregates[member.metric if reported else member.climbs]
+        for task, member in members_of(groups).items()
+        if task in report.tasks
+    }
 
 
-def document_scores(
-    entries: Sequence[Entry], report: Report, groups: Groups, *, reported: bool = False
-) -> dict[str, np.ndarray]:
-    """Entry -> the climbed metric of each document, float64 (documents,), a group's tasks behind each other.
+def document_scores(report: Report, groups: Groups, *, reported: bool = False) -> dict[str, np.ndarray]:
+    """Task -> the climbed metric of each document, float64 (documents,); of those in the report.
 
     A report with a single metric of a task has the metric that was climbed in the place of all others.
 
@@ -76,61 +61,16 @@ def document_scores(
         reported: the reported metric of each document instead.
     """
     scores = {}
-    for entry in entries:
-        metric = entry.metric if reported else entry.climbs
-        members = [report.tasks[name].metrics for name in groups[entry.task] if name in report.tasks]
-        if members:
-            scores[entry.task] = np.concatenate([own.get(metric, next(iter(own.values()))) for own in members])
+    for task, member in members_of(groups).items():
+        if task in report.tasks:
+            own = report.tasks[task].metrics
+            scores[task] = own.get(member.metric if reported else member.climbs, next(iter(own.values())))
     return scores
 
 
-# --- documents of entries and of tasks ---------------------------------------------------------------------
-
-
-def entry_sizes(groups: Groups, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Entry -> the number of its documents, from task -> the number of its documents."""
-    return {entry: sum(sizes[name] for name in names) for entry, names in groups.items()}
-
-
-def ids_by_task(
-    groups: Groups, sizes: Mapping[str, int], documents: Mapping[str, Sequence[int]]
-) -> dict[str, list[int]]:
-    """Task -> ids of documents in the task, from entry -> ids in the entry, where a group's tasks lie behind each
-    other. sizes: task -> the number of its documents."""
-    by_task: dict[str, list[int]] = {}
-    for entry, ids in documents.items():
-        start = 0
-        for name in groups[entry]:
-            end = start + sizes[name]
-            if own := [id_ - start for id_ in ids if start <= id_ < end]:
-                by_task[name] = own
-            start = end
-    return by_task
-
-
-# --- gradients ---------------------------------------------------------------------------------------------
-
-
-def gradient_terms(
-    entries: Sequence[Entry],
-    groups: Groups,
-    documents: Mapping[str, Sequence[int]],
-    shares: Callable[[Collection[str]], Mapping[str, float]],
-) -> dict[str, tuple[str, float]]:
-    """Task -> (climbed metric, the task's share of the value). A group's documents are pooled.
-
-    Args:
-        documents: task -> ids of the documents that are climbed.
-        shares: entries that have documents -> the share of each in the value.
-    """
-    counts = {name: len(set(ids)) for name, ids in documents.items()}
-    members = {entry: [name for name in groups[entry.task] if name in counts] for entry in entries}
-    share = shares([entry.task for entry, names in members.items() if names])
-    return {
-        name: (entry.climbs, share[entry.task] * counts[name] / sum(counts[one] for one in names))
-        for entry, names in members.items()
-        for name in names
-    }
+def gradient_terms(groups: Groups, shares: Mapping[str, float]) -> dict[str, tuple[str, float]]:
+    """Task -> (climbed metric, the task's share of the value), of the tasks that have a share."""
+    return {task: (member.climbs, shares[task]) for task, member in members_of(groups).items() if task in shares}
 
 
 def climbed_report(climbed: Backward, documents: Mapping[str, Sequence[int]]) -> Report:

@@ -14,7 +14,7 @@ import numpy as np
 from lm_eval.api.metrics import bits_per_byte, mean, weighted_perplexity
 
 from evomerge.errors import CandidateError, one_line
-from evomerge.scoring.lm_eval_parts import apply_filters
+from evomerge.scoring.lm_eval_parts import apply_filters, filter_names
 from evomerge.scoring.reports import TaskScore
 from evomerge.scoring.smooth_metrics import Response, is_weighted, smooth
 from evomerge.scoring.tasks import BuiltTask, Document
@@ -26,21 +26,55 @@ _WEIGHTED = (weighted_perplexity, bits_per_byte)
 # An answer to each kind of request, by which a task's metrics are tried out.
 _MADE_UP: dict[str, Response] = {"generate_until": "", "loglikelihood_rolling": -1.0}
 
+# Documents' numbers of which the mean is no median, minimum, product or the like.
+_NUMBERS = (0.0, 1.0, 1.0, 0.3, 0.45)
+
 
 class Metrics:
     """Turns the answers of one task into its score.
 
     Attributes:
         names: the metrics that have one number per document, lm-eval's first, then the smooth ones.
+        corpus: lm-eval's metrics that have one number for all documents together, as f1 has.
+        keys: lm-eval's name `metric,filter` of each of its metrics -> the name here.
+        documents: the number of the task's documents.
     """
 
     def __init__(self, built: BuiltTask) -> None:
         self._built = built
+        self._filters = filter_names(built.task)
         self._smooth = smooth(built)
         official = self._official_names()
         self._singles = tuple(name for name, single in official.items() if single)
+        self.corpus = tuple(name for name, single in official.items() if not single)
+        self.documents = len(built.documents)
+        one = len(self._filters) == 1
+        self.keys = {f"{name},{self._filters[0]}": name for name in official if one or "," not in name}
+        self.keys |= {name: name for name in official if "," in name}
         self._smooth_names = tuple(name for name in self._smooth.names if name not in official)
         self.names = (*self._singles, *self._smooth_names)
+
+    def first_key(self, metric: str) -> str | None:
+        """lm-eval's name `metric,filter` of a metric of its own by the task's first filter; None if it lacks it."""
+        key = f"{metric},{self._filters[0]}"
+        return key if key in self.keys else None
+
+    def own_name(self, metric: str) -> str | None:
+        """The name here of a metric that is named plainly or as lm-eval names it; None if the task lacks it."""
+        return metric if metric in (*self.names, *self.corpus) else self.keys.get(metric)
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Whether a greater value of the metric is better, as the task says; True for smooth metrics."""
+        return bool(self._built.task.higher_is_better().get(metric.split(",")[0], True))
+
+    def is_mean(self, metric: str) -> bool:
+        """Whether the task's value of a metric is the mean of its documents' numbers; found by made-up numbers."""
+        if metric in self._smooth_names:
+            return True
+        try:
+            return math.isclose(self._aggregate(metric, list(_NUMBERS)), mean(_NUMBERS), rel_tol=1e-9)
+        except CandidateError:
+            return False
 
     def _official_names(self) -> dict[str, bool]:
         """Each metric of lm-eval's -> whether it is one number per document; found by a made-up answer.
@@ -55,7 +89,9 @@ class Metrics:
         try:
             values = self._official([document], [made_up])
         except CandidateError:
-            return dict.fromkeys(self._built.task.aggregation(), True)
+            declared = [*self._built.task.aggregation()]
+            more = [f"{name},{one}" for one in self._filters for name in declared if len(self._filters) > 1]
+            return dict.fromkeys([*declared, *more], True)
         return {name: self._single(name, column[0]) is not None for name, column in values.items()}
 
     def score(self, documents: Sequence[int], responses: Sequence[Sequence[Response]]) -> TaskScore:

@@ -18,15 +18,34 @@ class TaskSpec:
     Attributes:
         task: the name of an lm-eval task, group or tag; a group or tag stands for all its tasks.
         num_fewshot: examples in the prompt; None leaves the task's own number (a task that fixes 0 keeps it).
+        metric, climbs: what is reported and what is climbed, see `fitness.Entry`; `metric` None asks for answers
+            alone, `climbs` None is the metric. A group's tasks that lack the metric are left out where lm-eval
+            leaves them out.
         limit: only the first `limit` documents are scored, as lm-eval counts them; None scores all.
         reference: whether the reference answers of generate_until tasks are forwarded too, each after its prompt,
             for the smooth metric `loglikelihood`. Tasks of other kinds ignore this.
     """
 
     task: str
+    metric: str | None = None
+    climbs: str | None = None
     num_fewshot: int | None = None
     limit: int | None = None
     reference: bool = False
+
+
+@dataclass(frozen=True)
+class Member:
+    """A task of an entry of the fitness.
+
+    Attributes:
+        share: its share of the entry's score; those of all members add up to 1.
+        metric, climbs: the task's own names of the metrics that are reported and climbed.
+    """
+
+    share: float
+    metric: str
+    climbs: str
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from evomerge.scoring.answers import Answers
 from evomerge.scoring.backward import Ascent, Attempt, Backward
 from evomerge.scoring.encoder import Encoder
 from evomerge.scoring.engine import Answered, Engine
+from evomerge.scoring.groups import members
 from evomerge.scoring.metrics import Metrics
 from evomerge.scoring.quiet import quiet, seeded
 from evomerge.scoring.reports import Report, TaskSpec
@@ -45,7 +46,7 @@ class Scorer:
 
     Attributes:
         documents: task -> how many documents it has; ids count from 0. A group's tasks appear by their own names.
-        expanded: the task, group or tag of each spec -> the names of the tasks it stands for.
+        groups: the task, group or tag of each spec -> the tasks that it stands for, and what each is in it.
         tasks: name -> the built task.
         shared: whether rows that begin alike are forwarded together. False where the model cannot be told which
             token sees which, and each row is forwarded by itself.
@@ -57,8 +58,9 @@ class Scorer:
         note: what people should be told about all that, a line each; None where there is nothing to tell.
 
     Raises:
-        ConfigError: a task is unknown, named twice, cannot be built, or is of a kind that is not scored; or the
-            model has no more positions than its configuration says, and more are asked for.
+        ConfigError: a task is unknown, named twice, cannot be built, or is of a kind that is not scored; a metric
+            cannot be scored, see `groups.members`; or the model has no more positions than its configuration says,
+            and more are asked for.
     """
 
     def __init__(
@@ -82,16 +84,18 @@ class Scorer:
         with quiet():
             encoder = Encoder(model, tokenizer, max_length)
             template = encoder.apply_chat_template if apply_chat_template else None
-            self.expanded, self.tasks = build_tasks(specs, include, template)
+            expanded, tasks = build_tasks(specs, include, template)
+            self._metrics = {name: Metrics(built) for name, built in tasks.items()}
+            self.groups, left_out = members(specs, expanded, self._metrics)
+            self.tasks = {name: tasks[name] for own in self.groups.values() for name in own}
             self.requests = requests = TokenizedTasks(encoder, self.tasks)
-            self._metrics = {name: Metrics(built) for name, built in self.tasks.items()}
             self._engine = Engine(model, encoder, requests.likelihoods, requests.generations, batch_tokens)
         self.documents = {name: len(built.documents) for name, built in self.tasks.items()}
         self.shared, self.full_forward = self._engine.shared, self._engine.full_forward
         self.max_length: int = encoder.max_length
         self.cut = {name: self.requests.count_cut(slots) for name, slots in self.requests.slots.items()}
         slow = () if self.shared else (f"{type(model).__name__}: {_WHOLE if self.full_forward else _ALONE}",)
-        self.note = "\n".join((*slow, *self._cut_lines())) or None
+        self.note = "\n".join((*slow, *self._cut_lines(), *left_out)) or None
         self._ascent = Ascent(
             model,
             self.tasks,
@@ -107,7 +111,7 @@ class Scorer:
 
     def higher_is_better(self, task: str, metric: str) -> bool:
         """Whether a greater value of the metric is better, as the task says; True for smooth metrics."""
-        return bool(self.tasks[task].task.higher_is_better().get(metric.split(",")[0], True))
+        return self._metrics[task].higher_is_better(metric)
 
     def document_hashes(self, task: str) -> tuple[str, ...]:
         """The sha256 of each document's own question and answers: equal where two tasks share a document.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -42,6 +43,19 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Expanded:
+    """The task, group or tag of a spec.
+
+    Attributes:
+        names: of the tasks that it stands for.
+        group: lm-eval's group; None for a task or tag.
+    """
+
+    names: tuple[str, ...]
+    group: Group | None
+
+
+@dataclass(frozen=True)
 class BuiltTask:
     """An lm-eval task whose requests are built. `documents[i]` has the document id i."""
 
@@ -52,8 +66,8 @@ class BuiltTask:
 
 def build_tasks(
     specs: Sequence[TaskSpec], include: Path | None, chat_template: Callable[..., str] | None
-) -> tuple[dict[str, tuple[str, ...]], dict[str, BuiltTask]]:
-    """The names of the tasks that each spec stands for, and all these tasks, built.
+) -> tuple[dict[str, Expanded], dict[str, BuiltTask]]:
+    """The tasks that each spec stands for, by its name, and all these tasks, built.
 
     Each task is loaded and prompted under the seeds of `lm_eval.simple_evaluate`, so that its prompts are
     lm-eval's and do not depend on which other tasks there are.
@@ -66,33 +80,37 @@ def build_tasks(
         ConfigError: an unknown task, a task named twice, a task that cannot be built or scored.
     """
     manager = task_manager(specs, include)
-    expanded: dict[str, tuple[str, ...]] = {}
+    expanded: dict[str, Expanded] = {}
     tasks: dict[str, BuiltTask] = {}
     for spec in specs:
         with seeded(), fast_prompts():
-            built = _build(manager, spec, chat_template)
+            group, built = _build(manager, spec, chat_template)
         twice = [name for name in built if name in tasks]
         if twice or spec.task in expanded:
             raise ConfigError("fitness", [f"the task {(*twice, spec.task)[0]!r} is named twice"])
-        expanded[spec.task] = tuple(built)
+        expanded[spec.task] = Expanded(tuple(built), group)
         tasks.update(built)
     return expanded, tasks
 
 
-def _build(manager: TaskManager, spec: TaskSpec, chat_template: Callable[..., str] | None) -> dict[str, BuiltTask]:
-    """The tasks of one spec, by name."""
+def _build(
+    manager: TaskManager, spec: TaskSpec, chat_template: Callable[..., str] | None
+) -> tuple[Group | None, dict[str, BuiltTask]]:
+    """lm-eval's group of one spec, None for a task or tag; and its tasks, by name."""
     if spec.num_fewshot is not None and spec.num_fewshot < 0:
         raise ConfigError(spec.task, [f"num_fewshot must be 0 or more, not {spec.num_fewshot}"])
     if spec.limit is not None and spec.limit < 1:
         raise ConfigError(spec.task, [f"limit must be 1 or more, not {spec.limit}"])
     try:
-        loaded = manager.load([spec.task])["tasks"]
-        return {name: _build_one(name, task, spec, chat_template) for name, task in loaded.items()}
+        loaded = manager.load([spec.task])
+        tasks = {name: _build_one(name, task, spec, chat_template) for name, task in loaded["tasks"].items()}
+        return loaded["groups"].get(spec.task), tasks
     except EvomergeError:
         raise
     except Exception as error:
         where = str(yaml_path(manager, spec.task) or spec.task)
-        raise ConfigError(where, [f"task {spec.task!r} cannot be built: {one_line(error)}"]) from error
+        cause = "a group in it holds itself" if isinstance(error, RecursionError) else one_line(error)
+        raise ConfigError(where, [f"task {spec.task!r} cannot be built: {cause}"]) from error
 
 
 def _build_one(name: str, task: Task, spec: TaskSpec, chat_template: Callable[..., str] | None) -> BuiltTask:

@@ -24,7 +24,7 @@ class Assignment:
 
     Attributes:
         key: comes back with the evaluation.
-        documents: entry -> ids of the documents to score; None for all documents.
+        documents: the documents to score; None for all documents.
         gradient: whether the derivative of the value is wanted as well.
     """
 
@@ -39,7 +39,7 @@ class Evaluation:
     """What became of an assignment.
 
     Attributes:
-        scores: entry -> the score of each document, float64 (documents,), in the order of their ids.
+        scores: task -> the score of each document, float64 (documents,), in the order of their ids.
         value: the value, which counts where all documents were scored. Where some were, the search computes the
             value from the scores.
         gradient: coordinate -> derivative of the value; None where it was not asked for.
@@ -66,7 +66,7 @@ class Line:
             scored on all documents. The other roles belong to the second phase, which scores on all documents:
             `elite`, one of the best of the search; `trained`, an elite after the training operators; `parent`, the
             base or an expert; `control`, the best parent after the same training.
-        objectives: the climbed mean of each entry, in the order of the fitness.
+        objectives: the climbed score of each entry, in the order of the fitness.
         blocks: the value on each block of documents, in their order; () where all documents were scored at once.
         all_documents: whether all search documents were scored, so that the value compares with any other such one.
         incumbent: whether the search held it to be the best from then on.

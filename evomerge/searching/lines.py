@@ -49,19 +49,20 @@ def line_of(
         chosen: the documents that the candidate was scored on; None for all.
     """
     gradient = context.asked.gradient
+    shares = None if chosen is None else chosen.shares
     value: float | None = None
     values: tuple[float, ...] = ()
     if evaluation.reason is None:
-        value = evaluation.value if chosen is None else objective.value(evaluation.scores)
+        value = evaluation.value if shares is None else objective.value(evaluation.scores, shares)
         if blocks is not None and not gradient:
             values = block_values(objective, blocks, evaluation.scores)
-    size = objective.documents if chosen is None else sum(map(len, chosen.values()))
+    size = objective.documents if chosen is None else chosen.documents
     return Line(
         generation=context.number,
         slot=slot,
         genome=context.asked.genomes[slot],
         value=value,
-        objectives=objective.means(evaluation.scores),
+        objectives=objective.means(evaluation.scores, shares),
         blocks=values,
         all_documents=chosen is None and not gradient,  # with a gradient the value may be of a smooth stand-in
         log_length_when_asked=context.log_length,

@@ -1,14 +1,15 @@
-"""The value of a candidate: the one home of weighted means over entries, and of paired differences of them."""
+"""The value of a candidate: the one home of weighted means over tasks and entries, and of their differences."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-Scores = Mapping[str, np.ndarray]  # entry -> the score of each of its documents, float64 (documents,)
+from evomerge.searching.strata import parts, standard_error
+
+Scores = Mapping[str, np.ndarray]  # task -> the score of each of its documents, float64 (documents,)
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class Difference:
     """The value of one candidate minus that of another, over the same documents.
 
     Attributes:
-        mean: the weighted mean of the entries' mean differences.
-        error: the standard error of `mean`, as if documents were drawn at random within each entry.
+        mean: the weighted mean of the tasks' mean differences.
+        error: the standard error of `mean`, as if documents were drawn at random within each task.
     """
 
     mean: float
@@ -25,50 +26,83 @@ class Difference:
 
 
 class Objective:
-    """What a search climbs: the weighted mean of its entries' mean scores.
+    """What a search climbs: the weighted mean of its entries' scores.
 
-    An entry of which no document was chosen has no score and takes no part: then the weights of the others count
-    alone.
+    The score of an entry is the weighted mean of its tasks' mean scores; most entries are a single task. A task of
+    which no document was chosen takes no part, and then the others' weights count alone. So it is with entries.
 
     Args:
-        sizes: entry of the fitness -> the number of its documents, in the order of the fitness.
+        sizes: task -> the number of its documents, in the order of the fitness.
         weights: entry -> its weight; all entries weigh alike by default.
+        groups: entry -> task -> the task's share of the entry; by default each task is an entry.
 
     Attributes:
-        shares: entry -> its share of the value; all shares add up to 1.
+        groups: as given.
+        shares: task -> its share of the value; all shares add up to 1.
     """
 
-    def __init__(self, sizes: Mapping[str, int], weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        weights: Mapping[str, float] | None = None,
+        groups: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         self.sizes = dict(sizes)
-        self._weights = {name: 1.0 if weights is None else weights[name] for name in sizes}
+        self.groups = {name: {name: 1.0} for name in sizes} if groups is None else dict(groups)
+        self._weights = {name: 1.0 if weights is None else weights[name] for name in self.groups}
         self.shares = self.shares_among(self.sizes)
 
     @property
     def documents(self) -> int:
-        """The number of documents of all entries together."""
+        """The number of documents of all tasks together."""
         return sum(self.sizes.values())
 
-    def shares_among(self, names: Collection[str]) -> dict[str, float]:
-        """Entry -> its share of the value, where only these entries take part; the shares add up to 1."""
-        weights = {name: weight for name, weight in self._weights.items() if name in names}
-        total = sum(weights.values())
-        return {name: weight / total for name, weight in weights.items()}
+    def shares_among(self, tasks: Collection[str]) -> dict[str, float]:
+        """Task -> its share of the value, where only these tasks take part; the shares add up to 1."""
+        present = {entry: {t: s for t, s in own.items() if t in tasks} for entry, own in self.groups.items()}
+        total = sum(self._weights[entry] for entry, own in present.items() if own)
+        return {
+            task: self._weights[entry] / total * (share / sum(own.values()))
+            for entry, own in present.items()
+            for task, share in own.items()
+        }
 
-    def of_means(self, means: Mapping[str, float]) -> float:
-        """The value, from the mean score of each entry. Entries that are left out take no part."""
-        named = {name: share for name, share in self.shares.items() if name in means}
-        return float(sum(share * means[name] for name, share in named.items()) / sum(named.values()))
+    def of_entries(self, scores: Mapping[str, float]) -> float:
+        """The value, from the score of each entry. Entries that are left out take no part."""
+        total = sum(self._weights[entry] for entry in self.groups if entry in scores)
+        return float(sum(self._weights[entry] / total * scores[entry] for entry in self.groups if entry in scores))
 
-    def value(self, scores: Scores) -> float:
-        """The value, from the scores of documents. Entries that are left out take no part."""
-        return self.of_means({name: values.mean() for name, values in scores.items() if len(values)})
+    def entries(self, means: Mapping[str, float], shares: Mapping[str, float] | None = None) -> dict[str, float]:
+        """The score of each entry that has one, in the order of the fitness.
 
-    def means(self, scores: Scores) -> tuple[float, ...]:
-        """The mean score of each entry that has one, in the order of the fitness."""
-        return tuple(float(scores[name].mean()) for name in self.sizes if name in scores)
+        Args:
+            means: the mean score of each task that takes part.
+            shares: task -> its share of the value, where it is not that of `shares_among`.
+        """
+        shares = self.shares_among(means) if shares is None else shares
+        scores = {}
+        for entry, own in self.groups.items():
+            named = {task: shares[task] for task in own if task in means}
+            if named:
+                scores[entry] = sum(share * means[t] for t, share in named.items()) / sum(named.values())
+        return scores
+
+    def value(self, scores: Scores, shares: Mapping[str, float] | None = None) -> float:
+        """The value, from the scores of documents. Tasks that are left out take no part.
+
+        Args:
+            shares: as for `entries`.
+        """
+        means = _means(scores)
+        shares = self.shares_among(means) if shares is None else shares
+        return float(sum(shares[task] * mean for task, mean in means.items()))
+
+    def means(self, scores: Scores, shares: Mapping[str, float] | None = None) -> tuple[float, ...]:
+        """The score of each entry that has one, in the order of the fitness, from the scores of documents."""
+        return tuple(self.entries(_means(scores), shares).values())
 
     def in_one_row(self, scores: Scores) -> np.ndarray:
-        """The scores of all documents, float64 (documents,): one entry behind the other, as in the fitness."""
+        """The scores of all documents, float64 (documents,): one task behind the other, as in the fitness."""
         return np.concatenate([scores[name] for name in self.sizes if name in scores])
 
     def difference(self, ours: Scores, theirs: Scores) -> Difference:
@@ -76,15 +110,14 @@ class Objective:
 
         Args:
             ours: the scores of our candidate.
-            theirs: the other candidate's scores of the same documents; it may have further entries.
+            theirs: the other candidate's scores of the same documents; it may have further tasks.
         """
-        apart = {name: values - theirs[name] for name, values in ours.items()}
-        return Difference(self.value(apart), self._error(apart))
+        apart = {name: values - theirs[name] for name, values in ours.items() if len(values)}
+        shares = self.shares_among(apart)
+        added = parts(list(apart.values()), [shares[name] for name in apart])
+        return Difference(self.value(apart, shares), standard_error(added))
 
-    def _error(self, differences: Scores) -> float:
-        """The standard error of the weighted mean of the entries' mean differences."""
-        named = {name: share for name, share in self.shares.items() if name in differences}
-        total = sum(named.values())
-        return math.sqrt(
-            sum((share / total) ** 2 * differences[n].var() / len(differences[n]) for n, share in named.items())
-        )
+
+def _means(scores: Scores) -> dict[str, float]:
+    """The mean score of each task that has documents."""
+    return {name: float(values.mean()) for name, values in scores.items() if len(values)}

@@ -77,12 +77,12 @@ def check_tasks(plan: Plan) -> tuple[dict[str, int], str | None]:
     searched = {
         digest
         for entry in fitness.search
-        for task in scorer.expanded[entry.task]
+        for task in scorer.groups[entry.task]
         for digest in scorer.document_hashes(task)
     }
     faults = []
     for entry in fitness.holdout:
-        for task in scorer.expanded[entry.task]:
+        for task in scorer.groups[entry.task]:
             shared = sum(digest in searched for digest in scorer.document_hashes(task))
             if shared:
                 faults.append(f"holdout: {shared} documents of {task} are search documents as well")

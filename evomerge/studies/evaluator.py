@@ -140,8 +140,7 @@ class Evaluator:
         score, source = outcome.score, Scored(recipe, outcome.score)
         if score is None:
             return Evaluation(reason=outcome.reason, source=source)
-        entries = self._plan.experiment.fitness.search
-        scores = document_scores(entries, score.report, score.groups)
+        scores = document_scores(score.report, score.groups)
         evaluation = Evaluation(scores, score.value, source=source)
         if outcome.slope is None:
             return evaluation

@@ -10,7 +10,7 @@ import numpy as np
 
 from evomerge.files.writing import replacing, saving
 from evomerge.scoring.measured import Measured
-from evomerge.scoring.reports import Report, TaskScore
+from evomerge.scoring.reports import Member, Report, TaskScore
 from evomerge.studies.candidates.score import Score
 from evomerge.studies.folder import DOCUMENTS
 
@@ -34,7 +34,7 @@ def write_score(folder: Path, recipe: str, fitness: str, score: Score) -> None:
         tasks[task] = {"aggregates": result.aggregates, "metrics": list(result.metrics)}
     rest = {
         "fitness": fitness,
-        "groups": score.groups,
+        "members": {entry: {task: asdict(one) for task, one in own.items()} for entry, own in score.groups.items()},
         "value": score.value,
         "measured": asdict(score.measured),
         "tasks": tasks,
@@ -63,7 +63,7 @@ def read_score(folder: Path, recipe: str, fitness: str) -> Score | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             rest = json.loads(stored["about"].tobytes())
-            if rest["fitness"] != fitness or "value" not in rest:
+            if rest["fitness"] != fitness or "members" not in rest:  # as in scores of earlier versions
                 return None
             tasks = {
                 task: TaskScore(
@@ -76,7 +76,7 @@ def read_score(folder: Path, recipe: str, fitness: str) -> Score | None:
     except Exception:  # whatever a damaged zip file raises
         return None
     report = Report(tasks=tasks, **rest["report"])
-    groups = {entry: tuple(tasks) for entry, tasks in rest["groups"].items()}
+    groups = {entry: {task: Member(**one) for task, one in own.items()} for entry, own in rest["members"].items()}
     measured = Measured(**rest["measured"])
     return Score(rest["value"], measured, report, groups, rest["seconds"], rest["weights_sha256"])
 

@@ -24,7 +24,6 @@ from evomerge.searching.samplers import Problem
 from evomerge.searching.search import Search
 from evomerge.studies import life
 from evomerge.studies.candidates import setup
-from evomerge.studies.candidates.score import objective_of
 from evomerge.studies.evaluator import Evaluator
 from evomerge.studies.log import Log, with_score
 from evomerge.studies.observer import Observer
@@ -112,9 +111,14 @@ class Study:
         )
         module = experiment.sampler.module
         sampler = module.make(problem, module.Options.model_validate(experiment.sampler.options))
-        objective = objective_of(entries, pool.documents)
         self._search = Search(
-            module, sampler, objective, experiment.seed, experiment.fidelity, self, several=problem.objectives > 1
+            module,
+            sampler,
+            pool.objective,
+            experiment.seed,
+            experiment.fidelity,
+            self,
+            several=problem.objectives > 1,
         )
 
     @property

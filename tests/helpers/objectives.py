@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from evomerge.scoring.reports import Member
+from evomerge.searching.documents import Chosen
 from evomerge.searching.objective import Objective
 
 
@@ -21,3 +23,18 @@ def objective_of(entries: Iterable[Entry]) -> Objective:
     entries = list(entries)
     sizes = {entry.name: entry.documents for entry in entries}
     return Objective(sizes, {entry.name: entry.weight for entry in entries})
+
+
+def chosen(objective: Objective, ids: Mapping[str, list[int]]) -> Chosen:
+    """Some documents, by the ids of each task that takes part."""
+    return Chosen(dict(ids), objective.shares_among(ids))
+
+
+def members(shares: Mapping[str, float], metric: str = "acc", climbs: str | None = None) -> dict[str, Member]:
+    """The tasks of an entry, of which all have the same metrics."""
+    return {task: Member(share, metric, climbs or metric) for task, share in shares.items()}
+
+
+def lone(task: str, metric: str = "acc", climbs: str | None = None) -> dict[str, dict[str, Member]]:
+    """An entry that is a task, as a group."""
+    return {task: members({task: 1.0}, metric, climbs)}

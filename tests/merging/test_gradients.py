@@ -31,6 +31,7 @@ from tests.helpers.gradients import (
     slopes,
     some_genome,
 )
+from tests.helpers.objectives import chosen as chosen_documents
 
 METHODS = plugins.names("methods")
 OPTIONS = {
@@ -192,7 +193,7 @@ def test_the_gradient_is_the_slope_of_what_evaluate_says(family: Path, tmp_path:
 def test_the_score_is_that_of_evaluate(family: Path, tmp_path: Path) -> None:
     bench, chosen = open_bench(family, tmp_path), everything("task_arithmetic")
     recipe = decoding.decode(chosen, laid(bench), some_genome(chosen, laid(bench)))
-    documents = {"first": [4, 1], "second": [5]}
+    documents = chosen_documents(bench.objective, {"first": [4, 1], "second": [5]})
     for asked in (None, documents):
         score, _ = bench.gradient(recipe, asked)
         wanted = bench.evaluate(recipe, asked)
@@ -209,7 +210,7 @@ def test_the_score_is_that_of_evaluate(family: Path, tmp_path: Path) -> None:
 def test_tasks_that_are_left_out_take_no_part(family: Path, tmp_path: Path) -> None:
     bench, chosen = open_bench(family, tmp_path), everything("task_arithmetic")
     recipe = decoding.decode(chosen, laid(bench), some_genome(chosen, laid(bench)))
-    score, _ = bench.gradient(recipe, {"first": [0, 2]})
+    score, _ = bench.gradient(recipe, chosen_documents(bench.objective, {"first": [0, 2]}))
     assert score.value == score.measured.climbed["first"]
     assert set(score.report.tasks) == {"first"}
 

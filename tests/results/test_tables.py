@@ -18,6 +18,7 @@ from evomerge.studies import scores
 from evomerge.studies.candidates.score import Score
 from evomerge.studies.experiment import Budget, SamplerChoice
 from evomerge.studies.trials import Trial
+from tests.helpers.objectives import lone
 from tests.helpers.trials import make_trial
 
 
@@ -41,7 +42,7 @@ def _study(folder: Path, counts: list[int]) -> list[Trial]:
         result = TaskScore(np.arange(200), {"exact_match": np.zeros(200)}, {"exact_match": 0.0})
         found = Report({"sums": result}, 0, 0, {"sums": count}, {"sums": 0})
         measured = Measured({"sums": 0.0}, {"sums": 0.0})
-        score = Score(number / 10, measured, found, {"sums": ("sums",)}, {})
+        score = Score(number / 10, measured, found, lone("sums", "exact_match"), {})
         scores.write_score(folder, f"{number}", "f", score)
         values: dict[str, Any] = {"tasks": measured.tasks, "climbed": measured.climbed, "truncated": count}
         trials.append(make_trial(number, score.value, generation=0, slot=number, **values))

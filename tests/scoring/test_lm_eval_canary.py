@@ -99,9 +99,28 @@ def test_a_manager_knows_tasks_groups_and_their_files(manager: TaskManager) -> N
     assert lm_eval_parts.is_task(manager, "gen_numbers"), "TaskManager.task_index has no entry.kind TASK"
     assert not lm_eval_parts.is_task(manager, "mc_small"), "TaskManager.task_index has no entry.kind GROUP"
     assert lm_eval_parts.is_local(manager, "mc_small"), "entry.cfg['task'] of a group lists no members"
+    written_out = {"group": "inline", "task": ["mc_letters", {"group": "deeper", "task": ["gen_numbers"]}]}
+    assert lm_eval_parts.is_local(manager, written_out), "or all of lm-eval's tasks are read for it"
+    assert not lm_eval_parts.is_local(manager, {**written_out, "task": ["mc_letters", "arc_easy"]})
+    assert lm_eval_parts.is_local(manager, {"task": "mc_letters", "num_fewshot": 2})
     assert not lm_eval_parts.knows(manager, "no_such_task")
     path = lm_eval_parts.yaml_path(manager, "gen_numbers")
     assert path == TASKS / "gen_numbers.yaml", "entry.yaml_path of a task is not its file"
+
+
+def test_a_group_aggregates_the_scores_of_its_tasks(manager: TaskManager) -> None:
+    with quiet():
+        group = manager.load(["mc_group"])["groups"]["mc_group"]
+        assert lm_eval_parts.task_names(group) == ["mc_letters", "mc_prefixes"], "Group.get_all_tasks has gone"
+        scores = {"mc_letters": {"acc,none": 1.0, "acc_norm,none": 1.0}, "mc_prefixes": {"acc,none": 0.0}}
+        sizes = {"mc_letters": 12, "mc_prefixes": 4}
+        found = lm_eval_parts.aggregated(group, scores, sizes)
+    assert found == {"acc,none": 0.75}, "Group.aggregate takes no metrics by task, or weighs by no sample_len"
+    assert not lm_eval_parts.ignores_sizes(group), "Group.aggregate_metric_list has no weight_by_size"
+
+
+def test_a_task_names_its_filters_before_it_is_answered(task: Any) -> None:
+    assert lm_eval_parts.filter_names(task) == ["strict", "flexible"], "Task._filters have no names"
 
 
 def test_a_broken_task_file_raises(tmp_path: Path) -> None:

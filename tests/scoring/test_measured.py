@@ -1,45 +1,35 @@
 from __future__ import annotations
 
-import numpy as np
-import pytest
+from evomerge.scoring.measured import document_scores, gradient_terms, task_values
+from tests.helpers.objectives import lone, members
+from tests.helpers.reports import report
 
-from evomerge.errors import CandidateError
-from evomerge.scoring.fitness import Entry
-from evomerge.scoring.measured import measure
-from evomerge.scoring.reports import Report, TaskScore
-from evomerge.searching.objective import Objective
-
-
-def report(**tasks: tuple[int, dict[str, float]]) -> Report:
-    scores = {
-        name: TaskScore(np.arange(count), {m: np.full(count, v) for m, v in aggregates.items()}, aggregates)
-        for name, (count, aggregates) in tasks.items()
-    }
-    return Report(scores, tokens=0, padding=0, truncated={}, cut_prompts={})
+GROUPS = {"group": members({"x": 0.5, "y": 0.5}, "acc", "margin")} | lone("z")
+SCORED = report(
+    x={"acc": [1.0, 0.0], "margin": [0.5, -0.5]},
+    y={"acc": [1.0], "margin": [2.0]},
+    z={"acc": [0.0]},
+    left_out={"acc": [0.0]},
+)
 
 
-def test_what_is_reported_and_what_is_climbed_stand_beside_each_other() -> None:
-    entries = [Entry(task="a", climb="probability", weight=3.0), Entry(task="b")]
-    found = measure(
-        entries,
-        report(a=(5, {"acc": 0.2, "probability": 0.4}), b=(5, {"acc": 0.8})),
-        {"a": ("a",), "b": ("b",)},
-    )
-    value = Objective({"a": 5, "b": 5}, {entry.task: entry.weight for entry in entries}).of_means(found.climbed)
-    assert value == pytest.approx((3 * 0.4 + 0.8) / 4)
-    assert found.tasks == {"a": 0.2, "b": 0.8}
-    assert found.climbed == {"a": 0.4, "b": 0.8}
-    assert found.mean == pytest.approx(0.5)
+def test_tasks_have_their_climbed_and_reported_metrics() -> None:
+    assert task_values(SCORED, GROUPS) == {"x": 0.0, "y": 2.0, "z": 0.0}
+    assert task_values(SCORED, GROUPS, reported=True) == {"x": 0.5, "y": 1.0, "z": 0.0}
+    found = document_scores(SCORED, GROUPS)
+    assert {task: values.tolist() for task, values in found.items()} == {"x": [0.5, -0.5], "y": [2.0], "z": [0.0]}
+    assert document_scores(SCORED, GROUPS, reported=True)["x"].tolist() == [1.0, 0.0]
 
 
-def test_a_group_counts_its_tasks_by_their_documents() -> None:
-    found = measure(
-        [Entry(task="group")], report(x=(30, {"acc": 1.0}), y=(10, {"acc": 0.0})), {"group": ("x", "y")}
-    )
-    assert found.climbed == {"group": pytest.approx(0.75)}
+def test_tasks_without_documents_have_none() -> None:
+    some = report(z={"acc": [1.0, 1.0]})
+    assert task_values(some, GROUPS) == {"z": 1.0}
+    assert list(document_scores(some, GROUPS)) == ["z"]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_score_that_is_not_finite_fails_the_candidate(value: float) -> None:
-    with pytest.raises(CandidateError, match="a: acc is"):
-        measure([Entry(task="a")], report(a=(2, {"acc": value})), {"a": ("a",)})
+def test_a_report_of_one_metric_has_it_in_the_place_of_all_others() -> None:
+    assert document_scores(report(x={"log_probability": [-1.0]}), GROUPS, reported=True)["x"].tolist() == [-1.0]
+
+
+def test_a_gradient_has_a_term_for_each_task_that_has_a_share() -> None:
+    assert gradient_terms(GROUPS, {"x": 0.75, "z": 0.25}) == {"x": ("margin", 0.75), "z": ("acc", 0.25)}

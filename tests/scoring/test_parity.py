@@ -123,7 +123,7 @@ def test_a_limit_takes_lm_evals_documents(scoring_model, scoring_tokenizer, scor
 def test_a_group_or_tag_stands_for_its_tasks(name, scoring_model, scoring_tokenizer, scoring_tasks, scoring_stock):
     model = scoring_model("llama")
     scorer = Scorer(model, scoring_tokenizer, [TaskSpec(name)], include=scoring_tasks)
-    assert scorer.expanded == {name: ("mc_letters", "mc_prefixes")}
+    assert list(scorer.groups[name]) == ["mc_letters", "mc_prefixes"]
     stock = scoring_stock(model, scoring_tokenizer, [name])
     assert_equal_to_stock(scorer, scorer.score(), stock)
 

@@ -28,7 +28,7 @@ def test_shares_add_up_to_1_whatever_the_weights(weights: list[float]) -> None:
     assert sum(objective.shares.values()) == pytest.approx(1.0)
     some = objective.shares_among(["e0"])
     assert some == {"e0": 1.0}
-    assert objective.of_means({"e0": 0.25}) == pytest.approx(0.25)
+    assert objective.of_entries({"e0": 0.25}) == pytest.approx(0.25)
 
 
 def test_means_and_rows_stand_in_the_order_of_the_entries() -> None:

@@ -22,6 +22,7 @@ from evomerge.studies.candidates.score import Score
 from evomerge.studies.folder import JOURNAL
 from evomerge.studies.journal import Journal, exists, read_trials
 from evomerge.studies.trials import Trial, best_trial
+from tests.helpers.objectives import members
 
 COORDINATES = [Coordinate("weight.a", 0.0, 1.5, 0.5, log=False)]
 
@@ -163,7 +164,14 @@ def score() -> Score:
         ),
     }
     report = Report(tasks, tokens=7, padding=1, truncated={"c": 1}, cut_prompts={})
-    return Score(0.5, Measured({"c": 0.15}, {"c": 0.2}), report, {"c": ("c",)}, {"merge": 0.25}, "f" * 64)
+    return Score(
+        0.5,
+        Measured({"c": 0.15}, {"c": 0.2}),
+        report,
+        {"c": members({"c": 0.75, "d": 0.25}, "acc,none", "margin")},
+        {"merge": 0.25},
+        "f" * 64,
+    )
 
 
 def test_per_document_results_come_back_as_they_were(tmp_path: Path) -> None:

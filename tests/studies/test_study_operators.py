@@ -24,8 +24,8 @@ from evomerge.models.loading import load_model, load_tokenizer
 from evomerge.results import certificate, summary, tables
 from evomerge.results.exporting import next_round
 from evomerge.results.exporting.folder import export_recipe, export_trial
-from evomerge.scoring.measured import measure
 from evomerge.studies import journal, life, second_phase, study
+from evomerge.studies.candidates.score import measure
 from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.candidates.workbench import Workbench
 from evomerge.studies.experiment import load_experiment
@@ -224,8 +224,8 @@ def test_the_exported_model_is_the_trained_and_extended_one(
     assert setup.fitness is not None
     scorer = Workbench(replace(setup, base=setup.base.model_copy(update={"model": str(out), "sha256": None})))
     assert scorer.scorer is not None
-    measured = measure(setup.entries, scorer.scorer.score(), scorer.scorer.expanded)
-    assert scorer.objective.of_means(measured.climbed) == winner.value
+    measured = measure(scorer.objective, scorer.scorer.score(), scorer.scorer.groups)
+    assert scorer.objective.of_entries(measured.climbed) == winner.value
     assert weights_sha256(AutoModelForCausalLM.from_pretrained(again)) == winner.weights_sha256
     card = (out / "README.md").read_text()
     assert "It was trained" in card

@@ -14,9 +14,8 @@ from evomerge.models.live_weights import weights_sha256
 from evomerge.models.loading import load_model, load_tokenizer
 from evomerge.models.source import DTYPES, Source, parse_source
 from evomerge.scoring.fitness import Entry, Fitness
-from evomerge.scoring.measured import entry_sizes, measure
 from evomerge.scoring.opening import open_scorer
-from evomerge.studies.candidates.score import objective_of
+from evomerge.studies.candidates.score import measure, objective_of
 
 
 def score_model(
@@ -53,12 +52,12 @@ def score_model(
     scorer = open_scorer(live, load_tokenizer(folder), fitness, entries)
     assert scorer is not None
     report = scorer.score()
-    measured = measure(entries, report, scorer.expanded)
-    objective = objective_of(entries, entry_sizes(scorer.expanded, scorer.documents))
+    objective = objective_of(entries, scorer.groups, scorer.documents)
+    measured = measure(objective, report, scorer.groups)
     return {
         "model": model,
         "dtype": dtype,
-        "fitness": objective.of_means(measured.climbed),
+        "fitness": objective.of_entries(measured.climbed),
         "mean": measured.mean,
         "tasks": measured.tasks,
         "climbed": measured.climbed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,20 +21,13 @@ from evomerge.models.loading import load_model, quiet
 from evomerge.operators import Context, Watch, unwatched
 from evomerge.recipes.recipe import OperatorStep, Recipe, parent_recipe
 from evomerge.scoring.answers import Answers
-from evomerge.scoring.measured import (
-    Measured,
-    climbed_report,
-    document_scores,
-    entry_sizes,
-    gradient_terms,
-    ids_by_task,
-    measure,
-)
+from evomerge.scoring.measured import Measured, climbed_report, document_scores, gradient_terms
 from evomerge.scoring.opening import open_scorer
 from evomerge.scoring.scorer import Scorer
+from evomerge.searching.documents import Chosen
 from evomerge.searching.objective import Objective
 from evomerge.studies.candidates.operating import delta_file, recipe_until, trains
-from evomerge.studies.candidates.score import Score, objective_of
+from evomerge.studies.candidates.score import Score, measure, objective_of
 from evomerge.studies.candidates.setup import Setup
 
 _DELTAS = "deltas"  # the folder in the cache for the tensors that training operators leave, if there is no other
@@ -88,15 +81,17 @@ class Workbench:
         self.note = None if self.scorer is None else self.scorer.note
 
     @property
-    def documents(self) -> dict[str, int]:
-        """Entry of the fitness -> the number of its documents; a group has those of all its tasks."""
-        return {} if self.scorer is None else entry_sizes(self.scorer.expanded, self.scorer.documents)
+    def objective(self) -> Objective:
+        """The objective of the setup's entries, bound to the documents that their tasks have."""
+        if self.scorer is None:
+            return Objective({})
+        return objective_of(self.setup.entries, self.scorer.groups, self.scorer.documents)
 
-    def evaluate(self, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None = None) -> Score:
+    def evaluate(self, recipe: Recipe, documents: Chosen | None = None) -> Score:
         """Builds the candidate in the live model and scores it. Answers that are kept are not computed again.
 
         Args:
-            documents: entry of the fitness -> ids of the documents to score; all by default.
+            documents: the documents to score; all by default.
 
         Raises:
             CandidateError: the candidate could not be built or scored.
@@ -108,20 +103,18 @@ class Workbench:
             with _timed(seconds, "operators"):
                 records = self._operate(recipe, undo)
             with _timed(seconds, "scoring"):
-                report = scorer.score(self._by_task(documents), self._answers(recipe))
-                measured = measure(self.setup.entries, report, scorer.expanded)
+                report = scorer.score(documents, self._answers(recipe))
+                shares = None if documents is None else documents.shares
+                measured = measure(self.objective, report, scorer.groups, shares)
             digest = self._digest()
-        value = self.objective.of_means(measured.climbed)
-        return Score(value, measured, report, scorer.expanded, seconds, digest, records)
+        value = self.objective.of_entries(measured.climbed)
+        return Score(value, measured, report, scorer.groups, seconds, digest, records)
 
-    def gradient(
-        self, recipe: Recipe, documents: Mapping[str, Sequence[int]] | None = None
-    ) -> tuple[Score, Tables]:
+    def gradient(self, recipe: Recipe, documents: Chosen | None = None) -> tuple[Score, Tables]:
         """Builds the candidate, and finds the slope of its value in all its coefficients by one backward pass.
 
         Args:
-            documents: entry of the fitness -> ids of the documents to climb; all by default. Entries that are left
-                out take no part.
+            documents: the documents to climb; all by default.
 
         Returns:
             The score, and the slope as `merging.gradients.Gradient.tables` gives it. The score has climbed metrics
@@ -133,45 +126,32 @@ class Workbench:
                 derivatives.
             ConfigError: a climbed metric has no slope and no stand-in.
         """
-        scorer, seconds, entries = self._scorer(), dict[str, float](), self.setup.entries
+        scorer, seconds, objective = self._scorer(), dict[str, float](), self.objective
         if recipe.operators:
             names = ", ".join(step.name for step in recipe.operators)
             raise CandidateError(f"the gradient does not pass through operators, but the recipe has {names}")
-        chosen = self._by_task(documents) or {name: [*range(count)] for name, count in scorer.documents.items()}
+        every = {name: [*range(count)] for name, count in scorer.documents.items()}
+        chosen = documents or Chosen(every, objective.shares)
         with self._in_memory():
             with _timed(seconds, "merge"):
                 self.merger.apply(recipe)
             with _timed(seconds, "scoring"):
                 with self.merger.gradient(recipe) as gradient:
-                    terms = gradient_terms(entries, scorer.expanded, chosen, self.objective.shares_among)
+                    terms = gradient_terms(scorer.groups, chosen.shares)
                     climbed = scorer.backward(chosen, terms, gradient.attempt)
                 tables = gradient.tables()
             digest = self._digest()
         report = climbed_report(climbed, chosen)
-        scores = document_scores(entries, report, scorer.expanded)
-        means = {name: float(values.mean()) for name, values in scores.items()}
-        score = Score(
-            self.objective.of_means(means), Measured(means, means), report, scorer.expanded, seconds, digest
-        )
-        return score, tables
-
-    @property
-    def objective(self) -> Objective:
-        """The objective of the setup's entries, bound to the documents that their tasks have."""
-        return objective_of(self.setup.entries, self.documents)
+        means = {name: float(values.mean()) for name, values in document_scores(report, scorer.groups).items()}
+        found = objective.entries(means, chosen.shares)
+        value = objective.of_entries(found)
+        return Score(value, Measured(found, found), report, scorer.groups, seconds, digest), tables
 
     def _scorer(self) -> Scorer:
         """The scorer; refuses a candidate where there is none."""
         if self.scorer is None:
             raise CandidateError("there is no task to score it on")
         return self.scorer
-
-    def _by_task(self, documents: Mapping[str, Sequence[int]] | None) -> dict[str, list[int]] | None:
-        """Task -> ids of its documents, from the ids of entries; None for all documents."""
-        if documents is None:
-            return None
-        scorer = self._scorer()
-        return ids_by_task(scorer.expanded, scorer.documents, documents)
 
     def _digest(self) -> str | None:
         """The hash of the merged weights, if the setup asks for it."""

@@ -18,7 +18,7 @@ class InlinePool:
     def __init__(self, setup: Setup) -> None:
         self.workbench = Workbench(setup)
         self.note = self.workbench.note
-        self.documents = self.workbench.documents
+        self.objective = self.workbench.objective
 
     def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
         """Evaluates the jobs in their order.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from evomerge.errors import CandidateError, named_first_line
 from evomerge.merging.gradients import Tables
 from evomerge.recipes.recipe import Recipe
+from evomerge.searching.documents import Chosen
+from evomerge.searching.objective import Objective
 from evomerge.studies.candidates.score import Score
 from evomerge.studies.candidates.workbench import Workbench
 
@@ -19,13 +21,13 @@ class Job:
 
     Attributes:
         key: comes back with the outcome.
-        documents: entry of the fitness -> ids of the documents to score; None for all.
+        documents: the documents to score; None for all.
         gradient: whether the slope in the recipe's coefficients is wanted.
     """
 
     key: int
     recipe: Recipe
-    documents: Mapping[str, Sequence[int]] | None = None
+    documents: Chosen | None = None
     gradient: bool = False
 
 
@@ -54,12 +56,12 @@ class Pool(Protocol):
     Attributes:
         size: how many jobs it evaluates at once.
         note: what people should know of how candidates are scored; None where there is nothing to tell.
-        documents: entry of the fitness -> the number of its documents.
+        objective: the value to climb, bound to the documents of the entries that are scored.
     """
 
     size: int
     note: str | None
-    documents: dict[str, int]
+    objective: Objective
 
     def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
         """Evaluates jobs, at most `size` at once. Outcomes come as they are ready, in any order.

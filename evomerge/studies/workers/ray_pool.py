@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import EvomergeError, WorkerError
+from evomerge.searching.objective import Objective
 from evomerge.studies.candidates.setup import Setup
 from evomerge.studies.candidates.workbench import Workbench
 from evomerge.studies.workers.jobs import Job, Outcome, evaluate
@@ -30,18 +31,18 @@ from evomerge.studies.workers.resources import Workers, plan_workers
 class _Worker:
     """The actor: a workbench in a process of its own."""
 
-    def open(self, setup: Setup) -> tuple[str | None, str | None, dict[str, int]]:
+    def open(self, setup: Setup) -> tuple[str | None, str | None, Objective]:
         """Makes the workbench.
 
         Returns:
-            What is wrong with the setup, None if nothing is; the workbench's note; and its numbers of documents.
+            What is wrong with the setup, None if nothing is; the workbench's note; and its objective.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
         try:
             self.workbench = Workbench(setup)
         except EvomergeError as error:
-            return str(error), None, {}
-        return None, self.workbench.note, self.workbench.documents
+            return str(error), None, Objective({})
+        return None, self.workbench.note, self.workbench.objective
 
     def evaluate(self, job: Job) -> Outcome:
         """Does a job on the workbench."""
@@ -78,7 +79,7 @@ class RayPool:
             runtime_env={"env_vars": _thread_limits(resources.threads)},
         )
         self.note: str | None = None
-        self.documents: dict[str, int] = {}
+        self.objective = Objective({})
         self._actors: list[Any] = []
         try:
             self._idle: deque[Any] = deque(self._open(resources.count))
@@ -94,10 +95,10 @@ class RayPool:
             opened = self._ray.get([actor.open.remote(self._setup) for actor in actors])
         except self._ray.exceptions.RayError as error:
             raise WorkerError(f"a worker could not be started: {_cause(error)}") from error
-        for fault, note, documents in opened:
+        for fault, note, objective in opened:
             if fault:
                 raise WorkerError(fault)
-            self.note, self.documents = note, documents
+            self.note, self.objective = note, objective
         return actors
 
     def run(self, jobs: Iterable[Job | Outcome | None]) -> Iterator[Outcome]:
