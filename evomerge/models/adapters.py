@@ -60,6 +60,8 @@ class Adapter:
         rows: the names of parameters with one row a token. An adapter may hold these whole with more or fewer rows.
         conv1d: the names of weights that the base keeps as (inputs, outputs), as GPT-2 does.
         tied: second name of a tied parameter -> its name in `shapes`.
+        decoder: the name of the module that has the base's layers. An adapter of a text model fits a base that has
+            this text model in another place, and the reverse.
         where: what names the adapter in a person's file, for messages.
         path: the adapter's file, for messages.
 
@@ -80,11 +82,13 @@ class Adapter:
         rows: Collection[str],
         conv1d: Collection[str],
         tied: Mapping[str, str],
+        decoder: str,
         where: str,
         path: Path,
     ) -> None:
         self.settings = settings
         self._tensors, self._where, self._path = tensors, where, path
+        self._base, self._decoder = shapes, decoder
         self.changes: dict[str, Change] = {}
         whole = self._named()
         for name, key in whole.items():
@@ -103,11 +107,17 @@ class Adapter:
         for key in self._tensors:
             if _COPIES.search(key):
                 continue
-            name = _WRAPPERS.sub("", key.removeprefix(_PREFIX))
+            name = self._live_name(_WRAPPERS.sub("", key.removeprefix(_PREFIX)))
             first = named.setdefault(name, key)
             if first != key and not torch.equal(self._tensors[first], self._tensors[key]):
                 raise self._fault(key, f"and {first} are both for {name} and differ; copy the adapter again")
         return named
+
+    def _live_name(self, name: str) -> str:
+        """The base's name of a tensor: the adapter's own, or that in the base's decoder."""
+        parts = name.split(".")
+        elsewhere = (f"{self._decoder}.{'.'.join(parts[cut:])}" for cut in range(1, len(parts) - 1))
+        return next((one for one in (name, *elsewhere) if one in self._base), name)
 
     def _sort(self, key: str, shapes: Shapes, conv1d: Collection[str]) -> None:
         """Enters one of the adapter's tensors in the change that it belongs to."""
@@ -118,12 +128,12 @@ class Adapter:
         if part is None and "lora_" in name:
             raise self._fault(key, "is no part of LoRA that is understood here; merge it with peft first")
         if part is None:
-            target, field = _WRAPPERS.sub("", name), "whole"
+            target, field = self._live_name(_WRAPPERS.sub("", name)), "whole"
         else:
             module, embedding, what = part["module"], part["kind"], part["what"]
             if bool(embedding) == bool(what) or (what == ".bias" and part["side"] == "A"):
                 raise self._fault(key, "is no part of LoRA that is understood here; merge it with peft first")
-            target = f"{module}.bias" if what == ".bias" else f"{module}.weight"
+            target = self._live_name(f"{module}.bias" if what == ".bias" else f"{module}.weight")
             field = "bias" if what == ".bias" else part["side"].lower()
         if target not in shapes:
             raise self._fault(

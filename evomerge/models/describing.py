@@ -26,6 +26,7 @@ def describe_input(model: Input, base: Input, live: Skeleton) -> None:
             rows=live.rows,
             conv1d=live.conv1d,
             tied=live.tied,
+            decoder=live.text[0],
             where=model.where,
             path=model.folder / adapters.WEIGHTS,
         )

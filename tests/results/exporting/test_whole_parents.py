@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -15,6 +16,7 @@ from evomerge.errors import CheckpointError
 from evomerge.models.source import Source
 from evomerge.models.survey import Survey, survey_models
 from evomerge.results.exporting.folder import export_recipe
+from tests.helpers.family import make_tokenizer
 from tests.helpers.inputs import silent
 from tests.helpers.whole import (
     BIAS,
@@ -215,6 +217,25 @@ def test_a_model_with_a_tower_is_an_expert_of_a_text_model(seeing: Path, tmp_pat
     left = survey(tmp_path / "base", tmp_path / "ant").left_out["ant"]
     assert left
     assert all(name.startswith(VISION) for name in left)
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_an_adapter_of_the_text_model_fits_wherever_that_stands(seeing: Path, tmp_path: Path, sees: bool) -> None:
+    AutoModelForCausalLM.from_pretrained(seeing / "plain").save_pretrained(tmp_path / "text")
+    make_tokenizer().save_pretrained(tmp_path / "text")
+    shutil.copytree(seeing / "plain", tmp_path / "seeing")
+    trained, base = (tmp_path / "text", tmp_path / "seeing") if sees else (tmp_path / "seeing", tmp_path / "text")
+    opener = AutoModelForCausalLM if sees else AutoModelForImageTextToText
+    options: dict[str, Any] = {"r": 2, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    wrapped = peft.get_peft_model(opener.from_pretrained(trained), peft.LoraConfig(**options))
+    wrapped.save_pretrained(str(tmp_path / "ant"))
+    wanted = wrapped.merge_and_unload().state_dict()
+    base.rename(tmp_path / "base")
+    found = merge(tmp_path, tmp_path / "out", ("ant",), method="linear", parameters={"weight": 1.0})
+    # transformers saves a text model that it took from a larger one under the larger one's names.
+    own = TEXT.replace(".language_model", "") if sees else TEXT
+    torch.testing.assert_close(found[TEXT], wanted[own])
+    assert not torch.equal(found[TEXT], tensors(tmp_path / "base")[TEXT])
 
 
 # --- whole numbers
