@@ -9,8 +9,10 @@ from typing import Any
 from evomerge import plugins
 from evomerge.errors import ConfigError
 from evomerge.models import source, tensor_names
+from evomerge.models.file_names import MadeOf
 from evomerge.models.source import Source, Vocabulary
-from evomerge.recipes.mergekit_yaml.tables import MissingValueError, Part, SlicedModel
+from evomerge.recipes.mergekit_yaml import filters
+from evomerge.recipes.mergekit_yaml.tables import MissingValueError, Part, SlicedModel, SplitValueError
 from evomerge.recipes.recipe import Recipe
 
 
@@ -24,7 +26,9 @@ class Config:
         dtype: None takes the base's.
         options: all options of the method, under our names.
         parts: the slices; a configuration with `models` has one.
+        seed: decides the masks of methods that drop elements.
         paths: (parameter, expert or "") -> the path in the file where its value would stand, for errors.
+        notes: what stands in the file and changes nothing, one a line, see `passed_over`.
     """
 
     where: str
@@ -34,35 +38,43 @@ class Config:
     dtype: source.Dtype | None
     vocabulary: Vocabulary | None
     options: dict[str, bool]
+    seed: int
     parts: tuple[Part, ...]
     paths: dict[tuple[str, str], str]
+    notes: tuple[str, ...]
 
-    def recipe(self, names: Iterable[str], dtype: source.Dtype) -> Recipe:
+    def recipe(self, made_of: MadeOf, dtype: source.Dtype, tied: Iterable[str] = ()) -> Recipe:
         """The recipe that merges the base and the experts as the configuration says.
 
         Args:
-            names: the base's tensor names.
+            made_of: the live model's tensors -> the names in the base's files that they are made of, of which
+                filters speak.
             dtype: the base's.
+            tied: the second names of tied tensors, which filters may name without effect.
 
         Raises:
-            ConfigError: the slices are not the base's layers, or a tensor has no value.
+            ConfigError: the slices are not the base's layers, a filter names no tensor or only a part of one, or a
+                tensor has no value.
         """
-        places = tensor_names.places(names)
+        places = tensor_names.places(made_of)
         layers = tensor_names.layer_count(places)
         if self.parts[-1].stop not in (None, layers):
-            path = f"slices[{len(self.parts) - 1}].sources[0].layer_range"
+            path = f"{self.parts[-1].path}.sources[0].layer_range"
             raise ConfigError(
                 self.where, [f"{path}: ends at {self.parts[-1].stop}, but the base has {layers} layers"]
             )
+        if faults := filters.faults(self.parts, made_of, tied):
+            raise ConfigError(self.where, faults)
         data = {
             "method": self.method,
             "base": self.base,
             "experts": self.experts,
             "dtype": self.dtype or dtype,
             "layers": layers,
+            "seed": self.seed,
             "vocabulary": self.vocabulary,
             "options": self.options,
-            "parameters": self._tables(SlicedModel(self.parts, places, layers)),
+            "parameters": self._tables(SlicedModel(self.parts, places, layers, made_of)),
         }
         return Recipe.model_validate(data)
 
@@ -79,6 +91,9 @@ class Config:
                     f"{self.paths[parameter.name, error.expert]}: no filter matches {error.tensor}; end with a "
                     "`value` that has no filter"
                 )
+                continue
+            except SplitValueError as error:
+                faults.append(error.fault)
                 continue
             tables[parameter.name] = {k: row if parameter.per_expert else row[""] for k, row in table.items()}
         if faults:

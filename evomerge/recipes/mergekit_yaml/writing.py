@@ -144,7 +144,8 @@ def _slice(
 
     def value(name: str, expert: str) -> Any:
         """A number, or mergekit's list of filters with a last value for the rest."""
-        values = [(part, at_place(recipe.parameters[name][key][expert], start)) for part, key in rows[name]]
+        number = int if name in DIALECTS[str(recipe.method)].whole else float
+        values = [(part, number(at_place(recipe.parameters[name][key][expert], start))) for part, key in rows[name]]
         if len(values) == 1:
             return values[0][1]
         return [{"filter": part, "value": at} if part else {"value": at} for part, at in values]

@@ -68,5 +68,5 @@ def _read_mergekit(path: Path, data: dict[str, Any], progress: Progress) -> tupl
     base = relocate(config.base, Path.cwd())
     experts = {name: relocate(source, Path.cwd()) for name, source in config.experts.items()}
     survey = survey_models(base, experts, config.dtype or "auto", progress, config.vocabulary)
-    recipe = config.recipe(survey.names, survey.dtype)
+    recipe = config.recipe(survey.made_of, survey.dtype, survey.tied)
     return recipe.model_copy(update={"base": survey.base, "experts": dict(sorted(survey.experts.items()))}), survey
