@@ -6,7 +6,7 @@ People know the names in the files, so filters speak of these. Only the files' n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -20,8 +20,6 @@ from transformers.core_model_loading import (
 
 from evomerge.models.input import Input
 from evomerge.models.loading import empty_model
-
-MadeOf = Mapping[str, tuple[str, ...]]  # live tensor -> the names in the files that it is made of
 
 
 def made_of(model: Input, merged: Iterable[str], tied: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evomerge import plugins
 from evomerge.errors import ConfigError
 from evomerge.models import source, tensor_names
-from evomerge.models.file_names import MadeOf
 from evomerge.models.source import Source, Vocabulary
+from evomerge.models.tensor_names import MadeOf, Place
 from evomerge.recipes.mergekit_yaml import filters
 from evomerge.recipes.mergekit_yaml.tables import MissingValueError, Part, SlicedModel, SplitValueError
 from evomerge.recipes.recipe import Recipe
@@ -43,27 +43,29 @@ class Config:
     paths: dict[tuple[str, str], str]
     notes: tuple[str, ...]
 
-    def recipe(self, made_of: MadeOf, dtype: source.Dtype, tied: Iterable[str] = ()) -> Recipe:
+    def recipe(
+        self, places: Mapping[str, Place], made_of: MadeOf, dtype: source.Dtype, unmerged: Iterable[str] = ()
+    ) -> Recipe:
         """The recipe that merges the base and the experts as the configuration says.
 
         Args:
-            made_of: the live model's tensors -> the names in the base's files that they are made of, of which
-                filters speak.
+            places: tensor that is merged -> where it sits.
+            made_of: tensor that is merged -> the names in the base's files that it is made of, of which filters
+                speak.
             dtype: the base's.
-            tied: the second names of tied tensors, which filters may name without effect.
+            unmerged: names of other tensors of the base, which filters may name without effect.
 
         Raises:
             ConfigError: the slices are not the base's layers, a filter names no tensor or only a part of one, or a
                 tensor has no value.
         """
-        places = tensor_names.places(made_of)
         layers = tensor_names.layer_count(places)
         if self.parts[-1].stop not in (None, layers):
             path = f"{self.parts[-1].path}.sources[0].layer_range"
             raise ConfigError(
                 self.where, [f"{path}: ends at {self.parts[-1].stop}, but the base has {layers} layers"]
             )
-        if faults := filters.faults(self.parts, made_of, tied):
+        if faults := filters.faults(self.parts, made_of, unmerged):
             raise ConfigError(self.where, faults)
         data = {
             "method": self.method,
@@ -77,6 +79,10 @@ class Config:
             "parameters": self._tables(SlicedModel(self.parts, places, layers, made_of)),
         }
         return Recipe.model_validate(data)
+
+    def idle_filters(self, made_of: MadeOf, unmerged: Mapping[str, str]) -> list[str]:
+        """The filters that change nothing, see `filters.notes`."""
+        return filters.notes(self.parts, made_of, unmerged)
 
     def _tables(self, model: SlicedModel) -> dict[str, Any]:
         """The recipe's parameters, by name."""

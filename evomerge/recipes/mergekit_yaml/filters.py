@@ -1,24 +1,24 @@
-"""Filters that name no tensor. mergekit passes them over in silence, so that a slip of the pen changes the model."""
+"""Filters that name no tensor. mergekit passes them over in silence, and a slip of the pen changes the model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 from evomerge.errors import suggest
-from evomerge.models.file_names import MadeOf
+from evomerge.models.tensor_names import MadeOf
 from evomerge.recipes.mergekit_yaml.tables import Part
 
 
-def faults(parts: Iterable[Part], made_of: MadeOf, tied: Iterable[str]) -> list[str]:
+def faults(parts: Iterable[Part], made_of: MadeOf, unmerged: Iterable[str]) -> list[str]:
     """The filters that match no tensor of the base's files, one a line.
 
     Args:
-        made_of: the live model's tensors -> the names in the base's files that they are made of.
-        tied: the second names of tied tensors, which a filter may match.
+        made_of: tensor that is merged -> the names in the base's files that it is made of.
+        unmerged: names of other tensors of the base, which a filter may match.
     """
     names = [name for own in made_of.values() for name in own]
     known = {part for name in names for part in name.split(".") if not part.isdigit()}
-    every = [*names, *tied]
+    every = [*names, *unmerged]
     return [
         f"{path}: {wanted!r} matches no tensor in the base's files.{suggest(wanted, known)}"
         for path, wanted in _filters(parts).items()
@@ -26,21 +26,20 @@ def faults(parts: Iterable[Part], made_of: MadeOf, tied: Iterable[str]) -> list[
     ]
 
 
-def notes(parts: Iterable[Part], made_of: MadeOf, tied: Mapping[str, str]) -> list[str]:
-    """The filters that match nothing but the second name of a tied tensor, which goes by its first name, one a line.
+def notes(parts: Iterable[Part], made_of: MadeOf, unmerged: Mapping[str, str]) -> list[str]:
+    """The filters that match nothing but tensors that are not merged under these names, one a line.
 
     Args:
         made_of: as in `faults`.
-        tied: second name -> first name.
+        unmerged: name of another tensor of the base -> why it is not merged, in words.
     """
     names = [name for own in made_of.values() for name in own]
-    return [
-        f"{path}: changes nothing, because {second} is tied to {first}"
+    idle = {
+        path: next((name for name in unmerged if wanted in name), None)
         for path, wanted in _filters(parts).items()
         if not any(wanted in name for name in names)
-        for second, first in tied.items()
-        if wanted in second
-    ]
+    }
+    return [f"{path}: changes nothing for {name}: {unmerged[name]}" for path, name in idle.items() if name]
 
 
 def _filters(parts: Iterable[Part]) -> dict[str, str]:

@@ -133,8 +133,8 @@ class Models:
                     f"{_IN_PLACE}"
                 )
             self.faults += [
-                f"{self.entry_path(path, place)}.layer_range: is {list(given.layer_range)}, but that of sources[0] is "
-                f"[{start}, {stop}]; {_IN_PLACE}"
+                f"{self.entry_path(path, place)}.layer_range: is {list(given.layer_range)}, but that of sources[0] "
+                f"is [{start}, {stop}]; {_IN_PLACE}"
                 for place, given in enumerate(part.sources)
                 if given.layer_range not in (None, first)
             ]

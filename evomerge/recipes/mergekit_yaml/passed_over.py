@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# The parameters of all of mergekit's methods, those of former versions as well.
-PARAMETERS = frozenset(
-    "weight density gamma epsilon lambda normalize rescale int8_mask t scale select_topk filter_wise max_iter tol eps "
-    "normalize_weights nuslerp_flatten nuslerp_row_wise embed_slerp r alpha n_m_ratio default_n_m_ratio "
-    "pruning_order".split()
-)
+_PARAMETERS = """
+weight density gamma epsilon lambda normalize rescale int8_mask t scale select_topk filter_wise max_iter tol eps
+normalize_weights nuslerp_flatten nuslerp_row_wise embed_slerp r alpha n_m_ratio default_n_m_ratio pruning_order
+"""
+_RUN_OPTIONS = """
+allow_crimes async_write clone_tensors copy_tokenizer cuda device gpu_rich lazy_unpickle lora_merge_cache
+lora_merge_dtype low_cpu_memory multi_gpu num_threads out_shard_size quiet random_seed read_to_gpu
+safe_serialization transformers_cache trust_remote_code verbosity write_model_card
+"""
 
-# The options of mergekit's command line, which some configurations repeat.
-RUN_OPTIONS = frozenset(
-    "allow_crimes async_write clone_tensors copy_tokenizer cuda device gpu_rich lazy_unpickle lora_merge_cache "
-    "lora_merge_dtype low_cpu_memory multi_gpu num_threads out_shard_size quiet random_seed read_to_gpu "
-    "safe_serialization transformers_cache trust_remote_code verbosity write_model_card".split()
-)
+PARAMETERS = frozenset(_PARAMETERS.split())  # of all of mergekit's methods, and of former versions
+RUN_OPTIONS = frozenset(_RUN_OPTIONS.split())  # of mergekit's command line, which some configurations repeat
 
 # What may stand outside of `parameters`. `random_seed` is not among them: it seeds the masks.
 AT_THE_TOP = (RUN_OPTIONS - {"random_seed"}) | {"int8_mask"}

@@ -38,6 +38,20 @@ def is_one(data: Mapping[str, Any]) -> bool:
     return "merge_method" in data and "method" not in data
 
 
+def other_tool(data: Mapping[str, Any]) -> str | None:
+    """Why a file's content is none of ours, if it is a configuration of another of mergekit's tools."""
+    experts = data.get("experts")
+    sources = experts if isinstance(experts, list) else []
+    if "gate_mode" in data or any(isinstance(one, Mapping) and "source_model" in one for one in sources):
+        return (
+            "is a configuration of mergekit-moe, which puts whole models side by side as the experts of a mixture; "
+            "evomerge merges models of one architecture into one of it"
+        )
+    if "genome" in data and "tasks" in data:
+        return "is a configuration of mergekit-evolve; write an experiment for it, see docs/mergekit.md"
+    return None
+
+
 def read(where: str, data: Mapping[str, Any]) -> Config:
     """A mergekit configuration from a file's content.
 

@@ -30,7 +30,7 @@ def _refused(why: str) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
-def _model(value: Any) -> Source:
+def model_of(value: Any) -> Source:
     """The source in `path`, `path@revision`, or mergekit's mapping `{model: {path, revision}}`."""
     lora, path = None, value
     if isinstance(value, Source):
@@ -75,11 +75,11 @@ def _chat_template(value: Any) -> None:
         raise ValueError("evomerge keeps the base's chat template; remove the key, and set the template afterwards")
 
 
-ModelField = Annotated[Source, BeforeValidator(_model)]
+ModelField = Annotated[Source, BeforeValidator(model_of)]
 DtypeField = Annotated[Dtype | None, BeforeValidator(_dtype)]
 
 TokenizerField = Annotated[
-    Any, BeforeValidator(lambda value: value if value in (None, "base", "union") else _model(value))
+    Any, BeforeValidator(lambda value: value if value in (None, "base", "union") else model_of(value))
 ]
 
 

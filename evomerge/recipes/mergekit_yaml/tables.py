@@ -6,16 +6,15 @@ slice's, but its *first* value too: a gradient does not reach them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import partial
 
-from evomerge.models.file_names import MadeOf
-from evomerge.models.tensor_names import MODULES, Place, is_pattern
+from evomerge.models.tensor_names import MODULES, MadeOf, Place, is_pattern
 from evomerge.recipes.canonical import ANY, Values
+from evomerge.recipes.live_names import literal, patterns_of
 from evomerge.recipes.mergekit_yaml.dialects import group_filters
 from evomerge.recipes.mergekit_yaml.values import Matches, Setting
 
@@ -95,6 +94,8 @@ class SlicedModel:
         own: dict[str, dict[str, Values]] = {}
         waiting = dict(self.places)
         for key, filters in self._keys(parameter, experts):
+            if key in rows:  # an earlier filter has caught all that it matches
+                continue
             caught = {name: place for name, place in waiting.items() if self._catches(key, filters, name)}
             waiting = {name: place for name, place in waiting.items() if name not in caught}
             rows[key] = {}
@@ -131,18 +132,10 @@ class SlicedModel:
     def _patterns(self, part: str) -> list[str]:
         """A filter as keys of a recipe, which match the live names of the tensors that it catches."""
         caught = [name for name in self.places if self._is_part(part, name)]
-        if caught == [part]:
-            return [literal(part)]
-        by_layer = [self._in_all_layers(name) for name in caught]
-        for patterns in ([f"*{literal(part)}*"], list(dict.fromkeys(by_layer))):
-            if [name for name in self.places if any(fnmatchcase(name, key) for key in patterns)] == caught:
-                return patterns if caught else []
-        return [literal(name) for name in caught]
-
-    def _in_all_layers(self, name: str) -> str:
-        """A pattern that matches the tensors in the place of this one in all layers."""
-        place = self.places[name]
-        return literal(name).replace(f".{place.layer}.", ".*.", 1) if place.inside else literal(name)
+        short = f"*{literal(part)}*"
+        if caught != [part] and [name for name in self.places if fnmatchcase(name, short)] == caught:
+            return [short] if caught else []
+        return patterns_of(caught, self.places)
 
     def _row(
         self, parameter: str, expert: str, filters: Sequence[str], caught: Mapping[str, Place]
@@ -211,11 +204,6 @@ class SlicedModel:
 def contains(name: str, part: str) -> bool:
     """Whether a filter is a part of a name in the files."""
     return part in name
-
-
-def literal(text: str) -> str:
-    """A text as a shell pattern that matches just it."""
-    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def _filled(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from evomerge.recipes import mergekit_yaml
-from evomerge.recipes.mergekit_yaml import passed_over
+from evomerge.recipes.mergekit_yaml import filters, passed_over
 from tests.helpers.mergekit_recipes import NAMES, faults, read
 
 WITHOUT: dict[str, Any] = {
@@ -122,13 +122,11 @@ def test_null_counts_as_not_given() -> None:
 def test_a_filter_for_the_second_name_of_a_tied_tensor_is_noted() -> None:
     data = with_parameters(None, density=[{"filter": "lm_head", "value": 0.1}, {"value": 0.5}])
     names = [name for name in NAMES if not name.startswith("lm_head")]
-    from evomerge.recipes.mergekit_yaml import filters
-
     parts = mergekit_yaml.read("", data).parts
     made_of = {name: (name,) for name in names}
     assert filters.faults(parts, made_of, ["lm_head.weight"]) == []
-    assert filters.notes(parts, made_of, {"lm_head.weight": names[0]}) == [
-        "parameters.density[0].filter: changes nothing, because lm_head.weight is tied to model.embed_tokens.weight"
+    assert filters.notes(parts, made_of, {"lm_head.weight": f"it is tied to {names[0]}"}) == [
+        "parameters.density[0].filter: changes nothing for lm_head.weight: it is tied to model.embed_tokens.weight"
     ]
     assert len(filters.faults(parts, made_of, [])) == 1
 

@@ -151,7 +151,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "merges: evomerge makes one model of one file",
     ),
     "models and slices": ({**sliced([[0, 4], [0, 4]]), "models": TIES["models"]}, "models: give one of"),
-    "neither": ({"merge_method": "ties", "base_model": "x"}, "models: give one of `models`, `slices` and `modules`"),
+    "neither": (
+        {"merge_method": "ties", "base_model": "x"},
+        "models: give one of `models`, `slices` and `modules`",
+    ),
     "no models": ({"merge_method": "ties", "base_model": "x", "models": []}, "models: is empty"),
     "stacked layers": (
         sliced([[0, 3], [0, 3]], [[1, 4], [1, 4]]),
