@@ -6,7 +6,7 @@ People know the names in the files, so filters speak of these. Only the files' n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -34,18 +34,20 @@ def made_of(model: Input, merged: Iterable[str], tied: Mapping[str, str]) -> dic
     names: dict[str, list[str]] = {name: [] for name in merged}
     if not model.converts:
         return {name: (name,) for name in names}
-    for name, targets in _targets(empty_model(model.folder, model.where, trust=model.source.trusted), model.held):
-        for target in dict.fromkeys(tied.get(target, target) for target in targets):
+    for name, every in targets(empty_model(model.folder, model.where, trust=model.source.trusted), model.held):
+        for target in dict.fromkeys(tied.get(target, target) for target in every):
             if target in names:
                 names[target].append(name)
     return {name: tuple(sources) or (name,) for name, sources in names.items()}
 
 
-def _targets(made: Any, names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Name in the files -> the live tensors that it goes into, as transformers' loader decides it.
+def targets(made: Any, names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each name in the files with the names that it gets in the live model, as transformers' loader decides them.
+
+    Those that the model does not build are among them.
 
     Args:
-        made: the model without weights.
+        made: the model; weights are not looked at.
     """
     known = made.state_dict()
     transforms: list[WeightTransform] = get_model_conversion_mapping(made)

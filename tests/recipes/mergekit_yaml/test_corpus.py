@@ -152,8 +152,8 @@ def karcher(vectors: list[Tensor]) -> Tensor:
             break
         mean = step.cos() * mean + step.sin() * tangent / step
         mean = mean / mean.norm()
-    size: Tensor = torch.stack([vector.norm() for vector in vectors]).mean()
-    return mean * size
+    merged: Tensor = mean * torch.stack([vector.norm() for vector in vectors]).mean()
+    return merged
 
 
 def model_stock(base: Tensor, experts: list[Tensor]) -> Tensor:
