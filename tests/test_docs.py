@@ -20,6 +20,7 @@ from evomerge.cli.main import app
 from evomerge.files import shipped
 from evomerge.recipes import mergekit_yaml
 from evomerge.recipes.files import read_recipe_file
+from evomerge.recipes.mergekit_yaml.stages import stages
 from evomerge.scoring.fitness import Entry, Fitness
 from evomerge.scoring.reports import TaskSpec
 from evomerge.scoring.tasks import build_tasks
@@ -119,7 +120,9 @@ def loaded(block: Block, folder: Path) -> Any:
     mergekit's configuration."""
     if "output_type:" in block.text:
         return load_task_block(folder, block.text)
-    data = yaml.safe_load(block.text)
+    data, *more = yaml.safe_load_all(block.text)
+    if more:
+        return stages(str(block), [data, *more])
     keys = set(data)
     if "merge_method" in keys:
         return mergekit_yaml.read(str(block), data)
@@ -140,8 +143,8 @@ def test_every_yaml_block_loads(block: Block, folder: Path) -> None:
 
 def test_there_is_a_block_of_every_kind_of_file(folder: Path) -> None:
     kinds = {type(loaded(block, folder)) for block in blocks("yaml")}
-    assert {Experiment, SearchSpace, Fitness, mergekit_yaml.Config, tuple} <= kinds
-    assert len(kinds) == 6  # a recipe, too
+    assert {Experiment, SearchSpace, Fitness, mergekit_yaml.Config, tuple, list} <= kinds
+    assert len(kinds) == 7  # a recipe, too
 
 
 def test_the_experiment_file_shows_every_key(folder: Path) -> None:

@@ -122,6 +122,11 @@ class Steps:
             with contextlib.suppress(LiveError):  # something else moves on the terminal already
                 self._clock.start()
 
+    def note(self, text: str) -> None:
+        """Tells something on the side, which is no step."""
+        self.done()
+        err.print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
     def done(self) -> None:
         """Ends the last step: its clock stops."""
         if self._clock is not None:

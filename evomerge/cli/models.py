@@ -21,9 +21,9 @@ def merge(
 ) -> None:
     """Build one model from a recipe or a mergekit configuration as a Hugging Face folder, without a search."""
     refuse_existing(output)
-    from evomerge.results.exporting.folder import export_recipe
+    from evomerge.results.exporting.several_merges import merge_file
 
-    export_recipe(recipe, output, step)
+    merge_file(recipe, output, step, step.note)
     out.print(f"merged into {output}", highlight=False, soft_wrap=True)
 
 

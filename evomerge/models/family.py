@@ -25,7 +25,7 @@ import torch
 
 from evomerge.errors import CheckpointError
 from evomerge.files.hashing import digest_of_json
-from evomerge.models import Progress, fitting, overlays, tensor_names
+from evomerge.models import Progress, file_names, fitting, overlays, tensor_names
 from evomerge.models.adapters import Adapter
 from evomerge.models.agreement import check_agreement
 from evomerge.models.checkpoints import CODES, Checkpoint
@@ -157,6 +157,10 @@ class Inputs:
     def nbytes(self) -> int:
         """The size of all inputs' files together, in bytes."""
         return sum(model.held.nbytes for model in self._models.values())
+
+    def made_of(self) -> dict[str, tuple[str, ...]]:
+        """Each of `shapes` -> the names in the base's files that it is made of."""
+        return file_names.made_of(self._base, self.shapes, self.skeleton.tied)
 
     # --- identity
 

@@ -27,6 +27,8 @@ class Survey:
         nbytes: the size of all checkpoints together, in bytes.
         plain: whether all models are merged as their files have them: no adapter, and no tensor converted.
         places: tensor that is merged -> where it sits.
+        made_of: tensor that is merged -> the names in the base's files that it is made of.
+        tied: second name of a tied parameter -> its first name, by which it is merged.
         carried: the base's tensors that the live model does not build; those that are not in `places` are kept.
         left_out: expert -> those of its tensors that the base has not.
         notes: what people should know of how the checkpoints are read and do not agree, a line each.
@@ -41,6 +43,8 @@ class Survey:
     nbytes: int
     plain: bool
     places: dict[str, Place] = field(repr=False)
+    made_of: dict[str, tuple[str, ...]] = field(repr=False)
+    tied: dict[str, str] = field(repr=False)
     carried: list[str] = field(default_factory=list, repr=False)
     left_out: dict[str, list[str]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
@@ -49,6 +53,11 @@ class Survey:
     def names(self) -> list[str]:
         """The names of all tensors that are merged."""
         return list(self.places)
+
+    def unmerged(self) -> dict[str, str]:
+        """Names of the base's tensors that are not merged under these names -> why, in words."""
+        kept = {name: "no expert has it" for name in self.carried if name not in self.places}
+        return {**kept, **{second: f"it is tied to {first}" for second, first in self.tied.items()}}
 
     def told(self) -> dict[str, str]:
         """What is merged, what is kept as the base has it, and what of the experts is left out, in words."""
@@ -107,6 +116,8 @@ def survey_models(
         nbytes=inputs.nbytes,
         plain=inputs.plain,
         places=inputs.places,
+        made_of=inputs.made_of(),
+        tied=inputs.skeleton.tied,
         carried=inputs.carried,
         left_out=inputs.left_out,
         notes=inputs.notes,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 Shapes = Mapping[str, tuple[int, ...]]
+MadeOf = Mapping[str, tuple[str, ...]]  # live tensor -> the names in the base's files that it is made of
 
 TEXT_MODULES = ("attention", "mlp", "norm", "embedding", "head", "other")
 # what models have besides text: encoders, and heads that predict several tokens

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from evomerge.models.file_names import targets
 
 
 def unbuilt(model: Any, names: Iterable[str]) -> list[str]:
@@ -16,14 +15,5 @@ def unbuilt(model: Any, names: Iterable[str]) -> list[str]:
         model: the model as its folder's config describes it; weights are not looked at.
         names: the names in the checkpoint's files.
     """
-    built = model.state_dict()
-    transforms = get_model_conversion_mapping(model)
-    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
-    converters = [one for one in transforms if isinstance(one, WeightConverter)]
-    prefix = model.base_model_prefix
-
-    def goes_in(name: str) -> bool:
-        renamed, _ = rename_source_key(name, renamings, converters, prefix, built)
-        return renamed in built or rename_source_key(name, [], [], prefix, built)[0] in built
-
-    return [name for name in names if not goes_in(name)]
+    built = model.state_dict().keys()
+    return [name for name, every in targets(model, names) if built.isdisjoint(every)]

@@ -63,7 +63,8 @@ def write(recipe: Recipe) -> Any:
 
 def read(text: str | dict[str, Any], names: list[str] = NAMES) -> Recipe:
     data = yaml.safe_load(text) if isinstance(text, str) else text
-    return mergekit_yaml.read("file.yaml", data).recipe(names, "bfloat16")
+    made_of = {name: (name,) for name in names}
+    return mergekit_yaml.read("file.yaml", data).recipe(tensor_names.places(names), made_of, "bfloat16")
 
 
 def faults(text: str | dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 θ = Σk wk·θk, divided by Σk wk with `normalize`. The base takes no part; list it as an expert to give it a weight.
 Wortsman et al. 2022, "Model soups", arXiv 2203.05482.
 
-- `weight`, per expert: any number; with `normalize` only the proportions matter.
+- `weight`, per expert: any number; with `normalize` only the proportions matter, and they must not add up to 0.
 - option `normalize` (default true): divide the sum by Σk wk.
 """
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import WEIGHT, Scalars, TensorInputs
+from evomerge.merging.methods._weights import shares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,10 +27,7 @@ NEEDS_ELEMENT_NUMBERS = False
 
 def scalars(tensor: TensorInputs) -> Scalars:
     """weight: (K,), with the normalization in it."""
-    weights = tensor.values["weight"]
-    total = sum(weights)
-    divisor = total if tensor.options["normalize"] and abs(total) >= 1e-8 else 1.0
-    return {"weight": [weight / divisor for weight in weights]}
+    return {"weight": shares(tensor)}
 
 
 def merge(base: Tensor, experts: Sequence[Tensor], s: Mapping[str, Tensor], options: Mapping[str, bool]) -> Tensor:

@@ -6,7 +6,7 @@ with uk = δk/|δk|. With `task_vectors` off, θk takes the place of δk, and θ
 combination of the vectors, whose factors follow from the vectors' dot products. So a pass only adds up. Buss &
 Fillmore 2001, "Spherical averages", in the one-step form of mergekit's Multi-SLERP.
 
-- `weight`, per expert: any number.
+- `weight`, per expert: any number; with `normalize` they must not add up to 0.
 - options `normalize` (default true): divide the weights by their sum; `task_vectors` (default true): average task
   vectors and not weights.
 """
@@ -21,6 +21,7 @@ import numpy as np
 from evomerge.merging.kernels import steps
 from evomerge.merging.methods import WEIGHT, Scalars, TensorInputs
 from evomerge.merging.methods._angles import dots_of, length
+from evomerge.merging.methods._weights import shares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,9 +36,7 @@ def scalars(tensor: TensorInputs) -> Scalars:
     """weight: (K,), the factor of each vector."""
     if len(tensor.experts) == 1:
         return {"weight": [1.0]}
-    weights = np.array(tensor.values["weight"])
-    if tensor.options["normalize"] and abs(weights.sum()) >= 1e-8:
-        weights = weights / weights.sum()
+    weights = np.array(shares(tensor))
     gram = tensor.table("gram", tensor.experts).dots
     return {"weight": _factors(dots_of(gram, task_vectors=tensor.options["task_vectors"]), weights).tolist()}
 

@@ -20,25 +20,24 @@ class Dialect:
         renamed: our option -> its name in mergekit.
         lacking: our parameters that mergekit lacks. Weights are all equal there, other parameters have our default.
         fixed: mergekit's parameters that we lack -> the value that our method amounts to.
-        idle: mergekit's parameters that change no result.
+        whole: parameters that mergekit takes as whole numbers.
     """
 
     base: Literal["base", "optional", "input"] = "base"
     renamed: Mapping[str, str] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
     fixed: Mapping[str, float] = field(default_factory=dict)
-    idle: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
-_PLAIN = ("slerp", "nearswap", "ties", "dare_linear", "dare_ties", "della", "della_linear")
+_PLAIN = ("task_arithmetic", "slerp", "nearswap", "ties", "dare_linear", "dare_ties", "della", "della_linear")
 
 DIALECTS: dict[str, Dialect] = {
     "linear": Dialect("input"),
     "passthrough": Dialect("input"),
-    "karcher": Dialect("input", lacking=("weight",), fixed={"max_iter": 10, "tol": 1e-5}),
+    "karcher": Dialect("input", lacking=("weight",), whole=("max_iter",)),
     "nuslerp": Dialect("optional", {"flatten": "nuslerp_flatten", "row_wise": "nuslerp_row_wise"}),
     "multislerp": Dialect("optional", {"normalize": "normalize_weights"}, fixed={"eps": 1e-8}),
-    "task_arithmetic": Dialect(idle=("density", "rescale")),
     **{name: Dialect() for name in (*_PLAIN, "breadcrumbs", "breadcrumbs_ties")},
     **{name: Dialect(lacking=("lambda",)) for name in ("sce", "ram", "arcee_fusion", "model_stock")},
 }

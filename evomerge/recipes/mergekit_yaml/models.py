@@ -19,13 +19,15 @@ class Models:
     """The models of one file. Whatever is wrong with them is noted in `faults`.
 
     Attributes:
-        slices: the slices with their paths in the file. A file with `models` has one, whose path is empty.
+        slices: the slices with their paths in the file. A file with `models` has one, whose path is that of what
+            holds `models`: empty, or the module.
         base: `base_model`; None if the file has none.
     """
 
     def __init__(self, file: File) -> None:
         self.faults: list[str] = []
         self._file = file
+        self._path, self._content = file.content
         self._method = file.merge_method
         self._dialect = DIALECTS[self._method]
         self.slices = self._slices()
@@ -33,21 +35,28 @@ class Models:
 
     def _slices(self) -> list[tuple[str, Slice]]:
         """The slices with their paths. In a file with `models` the base is added, as mergekit adds it."""
-        if (self._file.models is None) == (self._file.slices is None):
-            self.faults.append("models: give either `models` or `slices`")
+        models, slices = self._content.models, self._content.slices
+        twice = self._content is not self._file and (self._file.models or self._file.slices)
+        if (models is None) == (slices is None) or twice:
+            self.faults.append(f"{self._path}models: give one of `models`, `slices` and `modules`")
             return []
-        if self._file.slices is not None:
-            if not self._file.slices:
-                self.faults.append("slices: is empty")
-            return [(f"slices[{place}]", part) for place, part in enumerate(self._file.slices)]
-        if not self._file.models:
-            self.faults.append("models: is empty")
+        if slices is not None:
+            if not slices:
+                self.faults.append(f"{self._path}slices: is empty")
+            return [(f"{self._path}slices[{place}]", part) for place, part in enumerate(slices)]
+        if not models:
+            self.faults.append(f"{self._path}models: is empty")
             return []
-        inputs = list(self._file.models)
+        inputs = list(models)
         base = self._file.base_model
         if base is not None and base not in [one.model for one in inputs]:
             inputs.append(ModelEntry(model=base))
-        return [("", Slice(sources=inputs))]
+        return [(self._path, Slice(sources=inputs))]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the file merges whole models, and no slices of them."""
+        return self._content.models is not None
 
     def _base(self) -> Source | None:
         """The base, which all slices have to share."""
@@ -64,7 +73,11 @@ class Models:
         """The entries of all slices, each with its path."""
         for path, part in self.slices:
             for place, given in enumerate(part.sources):
-                yield entry_path(path, place), given
+                yield self.entry_path(path, place), given
+
+    def entry_path(self, slice_path: str, place: int) -> str:
+        """The path of a model's entry in a slice."""
+        return f"{slice_path}models[{place}]" if self.whole else f"{slice_path}.sources[{place}]"
 
     def experts(self) -> dict[str, Source]:
         """Name -> model, for all models but the base; for the base too, where the method takes it as an input."""
@@ -77,12 +90,15 @@ class Models:
             self.faults.append(f"base_model: is missing; {self._method} needs it")
         elif self.slices:
             besides = " besides the base" if self._dialect.base != "input" and self.base else ""
-            first = "models" if self.slices[0][0] == "" else "slices[0].sources"
+            first = self._entries_path(self.slices[0][0])
             for fault in canonical.expert_faults(self._method, len(experts)):
                 text = fault.partition(": ")[2].replace("expert", "model")
                 self.faults.append(f"{first}: {text}{besides}")
         for path, part in self.slices:
-            self._check_slice(f"{path}.sources" if path else "models", part, experts)
+            self._check_slice(self._entries_path(path), part, experts)
+
+    def _entries_path(self, slice_path: str) -> str:
+        return self.entry_path(slice_path, 0).removesuffix("[0]")
 
     def _check_slice(self, path: str, part: Slice, experts: Sequence[Source]) -> None:
         """Checks that a slice has each model once, and the models that the method needs in every layer."""
@@ -101,14 +117,14 @@ class Models:
     def check_ranges(self) -> None:
         """Checks that the slices' layers are those of one model, in order."""
         for path, given in self.entries():
-            if self._file.models is not None and given.layer_range is not None:
+            if self.whole and given.layer_range is not None:
                 self.faults.append(f"{path}.layer_range: stands in `slices` only; here all layers are merged")
-            elif self._file.models is None and given.layer_range is None:
+            elif not self.whole and given.layer_range is None:
                 self.faults.append(f"{path}.layer_range: is missing")
         reached = 0
         for path, part in self.slices:
             first = part.sources[0].layer_range
-            if not path or first is None:
+            if self.whole or first is None:
                 return
             start, stop = first
             if start != reached or stop <= start:
@@ -117,8 +133,8 @@ class Models:
                     f"{_IN_PLACE}"
                 )
             self.faults += [
-                f"{entry_path(path, place)}.layer_range: is {list(given.layer_range)}, but that of sources[0] is "
-                f"[{start}, {stop}]; {_IN_PLACE}"
+                f"{self.entry_path(path, place)}.layer_range: is {list(given.layer_range)}, but that of sources[0] "
+                f"is [{start}, {stop}]; {_IN_PLACE}"
                 for place, given in enumerate(part.sources)
                 if given.layer_range not in (None, first)
             ]
@@ -144,11 +160,6 @@ class Models:
         if wanted is None:
             return None, base
         return "union" if wanted == "union" else "base", base
-
-
-def entry_path(slice_path: str, place: int) -> str:
-    """The path of a model's entry in a slice; a file with `models` has one slice, without a path."""
-    return f"{slice_path}.sources[{place}]" if slice_path else f"models[{place}]"
 
 
 def _adds_up(method: str) -> bool:

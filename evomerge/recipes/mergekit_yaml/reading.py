@@ -9,24 +9,26 @@ models:
 dtype: bfloat16
 ```
 
-Slices have to be the layers of one model in their order. `int8_mask` changes no result and is passed over, and so
-are `name` and `chat_template: auto`: the merged model has the base's template. Relative paths are relative to the
-working directory, as in mergekit.
+Slices have to be the layers of one model in their order. All may stand in `modules: {default: ...}`. What mergekit
+knows and passes over is passed over and noted, see `passed_over`; `name` and `chat_template: auto` are passed over
+silently, because the merged model has the base's template. Relative paths are relative to the working directory, as
+in mergekit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from evomerge.errors import ConfigError
 from evomerge.models.source import Source
+from evomerge.recipes.mergekit_yaml import passed_over
 from evomerge.recipes.mergekit_yaml.config import Config
 from evomerge.recipes.mergekit_yaml.dialects import DIALECTS
-from evomerge.recipes.mergekit_yaml.models import Models, entry_path
-from evomerge.recipes.mergekit_yaml.parameters import LevelSettings, Parameters
+from evomerge.recipes.mergekit_yaml.models import Models
+from evomerge.recipes.mergekit_yaml.parameters import Level, LevelSettings, Parameters
 from evomerge.recipes.mergekit_yaml.schema import File, Slice, faults_of
 from evomerge.recipes.mergekit_yaml.tables import Part
 
@@ -36,17 +38,33 @@ def is_one(data: Mapping[str, Any]) -> bool:
     return "merge_method" in data and "method" not in data
 
 
+def other_tool(data: Mapping[str, Any]) -> str | None:
+    """Why a file's content is none of ours, if it is a configuration of another of mergekit's tools."""
+    experts = data.get("experts")
+    sources = experts if isinstance(experts, list) else []
+    if "gate_mode" in data or any(isinstance(one, Mapping) and "source_model" in one for one in sources):
+        return (
+            "is a configuration of mergekit-moe, which puts whole models side by side as the experts of a mixture; "
+            "evomerge merges models of one architecture into one of it"
+        )
+    if "genome" in data and "tasks" in data:
+        return "is a configuration of mergekit-evolve; write an experiment for it, see docs/mergekit.md"
+    return None
+
+
 def read(where: str, data: Mapping[str, Any]) -> Config:
     """A mergekit configuration from a file's content.
 
     Raises:
         ConfigError: with every fault of the file.
     """
+    idle = [key for key in data if key in passed_over.AT_THE_TOP]
     try:
-        file = File.model_validate(data)
+        file = File.model_validate({key: value for key, value in data.items() if key not in idle})
     except ValidationError as error:
         raise ConfigError(where, faults_of(error)) from error
     reader = _Reader(file)
+    reader.pass_over(idle)
     config = reader.config(where)
     if faults := reader.faults():
         raise ConfigError(where, faults)
@@ -60,6 +78,11 @@ class _Reader:
         self._file = file
         self._models = Models(file)
         self._parameters = Parameters(file.merge_method)
+
+    def pass_over(self, keys: Iterable[str]) -> None:
+        """Notes keys of the file that change nothing."""
+        for key in keys:
+            self._parameters.pass_over(key, key, set())
 
     def faults(self) -> list[str]:
         """What `config` found wrong with the file, each fault once."""
@@ -83,13 +106,21 @@ class _Reader:
             vocabulary=vocabulary,
             parts=parts,
             options=self._options(),
+            seed=self._file.random_seed or 0,
             paths=paths,
+            notes=self._parameters.notes.lines(),
         )
+
+    def _everywhere(self) -> list[Level]:
+        """The `parameters` that hold for all slices: those of the file, then those of its module."""
+        levels = [("parameters", self._file.parameters)]
+        path, content = self._file.content
+        return levels + ([(f"{path}parameters", content.parameters)] if path else [])
 
     def _options(self) -> dict[str, bool]:
         """All options of the method, under our names."""
         slices = [(f"{path}.parameters", part.parameters) for path, part in self._models.slices]
-        options = self._parameters.options(self._file.parameters, slices)
+        options = self._parameters.options(self._everywhere(), slices)
         if "task_vectors" in options:
             based = DIALECTS[self._file.merge_method].base == "optional"
             options["task_vectors"] = based and self._models.base is not None
@@ -97,14 +128,14 @@ class _Reader:
 
     def _parts(self, experts: Mapping[str, Source], paths: Mapping[tuple[str, str], str]) -> tuple[Part, ...]:
         """The slices with the settings of all parameters."""
-        common = self._parameters.level("parameters", self._file.parameters)
+        common = [self._parameters.level(*level) for level in reversed(self._everywhere())]
         return tuple(self._part(path, part, common, experts, paths) for path, part in self._models.slices)
 
     def _part(
         self,
         path: str,
         part: Slice,
-        common: LevelSettings,
+        common: Sequence[LevelSettings],
         experts: Mapping[str, Source],
         paths: Mapping[tuple[str, str], str],
     ) -> Part:
@@ -112,12 +143,15 @@ class _Reader:
 
         Args:
             path: the slice's path in the file.
-            common: the settings of the file itself.
+            common: the settings that hold for all slices, those that count first in front.
         """
         here = self._parameters.level(f"{path}.parameters", part.parameters)
         own = {
             entry.model: self._parameters.level(
-                f"{entry_path(path, place)}.parameters", entry.parameters, of_model=True
+                f"{self._models.entry_path(path, place)}.parameters",
+                entry.parameters,
+                of_model=True,
+                of_base=entry.model not in experts.values(),
             )
             for place, entry in enumerate(part.sources)
         }
@@ -126,18 +160,19 @@ class _Reader:
             model = experts[expert] if expert else next(iter(experts.values()), None)
             of_model = own.get(model, {}) if model else {}
             levels[name, expert] = self._parameters.levels(
-                name, [of_model, here, common], absent=bool(expert) and model not in own
+                name, [of_model, here, *common], absent=bool(expert) and model not in own
             )
             if not levels[name, expert]:
                 fault = f"{paths[name, expert]}: is missing; {self._file.merge_method} needs it"
                 self._models.faults.append(fault)
         start, stop = part.sources[0].layer_range or (0, None)
-        return Part(start, stop, levels)
+        return Part(start, stop, levels, path)
 
     def _paths(self, experts: Mapping[str, Source]) -> dict[tuple[str, str], str]:
         """(parameter, expert or "") -> where its value would stand, for all of our method's parameters."""
         # The base may be an expert without an entry, which mergekit lists by itself.
-        listed = None if self._file.models is None else [entry.model for entry in self._file.models]
+        models = self._file.content[1].models
+        listed = None if models is None else [entry.model for entry in models]
         entries = [
             (path, entry) for path, entry in self._models.entries() if listed is None or entry.model in listed
         ]

@@ -13,6 +13,7 @@ from evomerge.files import schema
 from evomerge.files.schema import Strict
 from evomerge.models.source import Dtype, Source
 from evomerge.recipes.mergekit_yaml.dialects import SUPPORTED
+from evomerge.recipes.mergekit_yaml.passed_over import PARAMETERS
 
 
 def _refused(why: str) -> BeforeValidator:
@@ -29,7 +30,7 @@ def _refused(why: str) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
-def _model(value: Any) -> Source:
+def model_of(value: Any) -> Source:
     """The source in `path`, `path@revision`, or mergekit's mapping `{model: {path, revision}}`."""
     lora, path = None, value
     if isinstance(value, Source):
@@ -74,11 +75,11 @@ def _chat_template(value: Any) -> None:
         raise ValueError("evomerge keeps the base's chat template; remove the key, and set the template afterwards")
 
 
-ModelField = Annotated[Source, BeforeValidator(_model)]
+ModelField = Annotated[Source, BeforeValidator(model_of)]
 DtypeField = Annotated[Dtype | None, BeforeValidator(_dtype)]
 
 TokenizerField = Annotated[
-    Any, BeforeValidator(lambda value: value if value in (None, "base", "union") else _model(value))
+    Any, BeforeValidator(lambda value: value if value in (None, "base", "union") else model_of(value))
 ]
 
 
@@ -116,13 +117,32 @@ class Tokenizer(Strict):
     pad_to_multiple_of: Annotated[None, _refused("evomerge does not pad vocabularies; remove it")] = None
 
 
-class File(Level):
+class Content(Level):
+    """What is merged: a module of a model, or a file that has no modules."""
+
+    models: list[ModelEntry] | None = None
+    slices: list[Slice] | None = None
+
+
+def _one_module(value: Any) -> Any:
+    """The modules of a file, of which there may be one, called `default`."""
+    if not value:
+        return None
+    if isinstance(value, Mapping) and (others := [str(name) for name in value if name != _MODULE]):
+        raise ValueError(
+            f"names {', '.join(others)}; evomerge merges whole language models, whose one module is {_MODULE!r}"
+        )
+    return value
+
+
+_MODULE = "default"  # mergekit's name of the module that is a whole language model
+
+
+class File(Content):
     """A whole mergekit configuration."""
 
     merge_method: str
-    models: list[ModelEntry] | None = None
-    slices: list[Slice] | None = None
-    modules: Annotated[None, _refused("evomerge merges whole language models; give `models` or `slices`")] = None
+    modules: Annotated[dict[str, Content] | None, BeforeValidator(_one_module)] = None
     merges: Annotated[None, _refused("evomerge makes one model of one file")] = None
     base_model: ModelField | None = None
     dtype: DtypeField = None
@@ -130,7 +150,13 @@ class File(Level):
     tokenizer_source: TokenizerField = None
     tokenizer: Tokenizer | None = None
     chat_template: Annotated[None, BeforeValidator(_chat_template)] = None
+    random_seed: Annotated[int, Field(ge=0)] | None = None
     name: Any = None
+
+    @property
+    def content(self) -> tuple[str, Content]:
+        """The models or slices, and the path in the file of what holds them, with a dot at its end."""
+        return (f"modules.{_MODULE}.", self.modules[_MODULE]) if self.modules else ("", self)
 
     @field_validator("merge_method")
     @classmethod
@@ -145,5 +171,7 @@ def faults_of(error: ValidationError) -> list[str]:
     faults = []
     for line in schema.faults_of(error):
         path, colon, text = line.partition(": ")
+        if text.startswith("is no key here") and path.rpartition(".")[2] in PARAMETERS:
+            text = "is no key here, and mergekit passes it over; move it into `parameters`, or remove it"
         faults.append(re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path) + colon + text)
     return faults

@@ -6,13 +6,15 @@ slice's, but its *first* value too: a gradient does not reach them.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from fractions import Fraction
+from functools import partial
 
-from evomerge.models.tensor_names import MODULES, Place
+from evomerge.models.tensor_names import MODULES, MadeOf, Place, is_pattern
 from evomerge.recipes.canonical import ANY, Values
+from evomerge.recipes.live_names import literal, patterns_of
 from evomerge.recipes.mergekit_yaml.dialects import group_filters
 from evomerge.recipes.mergekit_yaml.values import Matches, Setting
 
@@ -25,6 +27,18 @@ class MissingValueError(Exception):
         super().__init__(f"{tensor} of {expert}")
 
 
+class SplitValueError(Exception):
+    """A filter gives parts of one live tensor different values.
+
+    Attributes:
+        fault: what is wrong, as a line that names the filter's path in the file.
+    """
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+        super().__init__(fault)
+
+
 @dataclass(frozen=True)
 class Part:
     """One slice, or the whole model.
@@ -32,11 +46,13 @@ class Part:
     Attributes:
         start, stop: the slice's layers, half-open; stop is None for a whole model of any length.
         levels: (parameter, expert or "") -> the parameter's settings, in the order in which they are looked up.
+        path: the slice's path in the file.
     """
 
     start: int
     stop: int | None
     levels: Mapping[tuple[str, str], tuple[Setting, ...]]
+    path: str = ""
 
     def value(self, parameter: str, expert: str, matches: Matches, share: Fraction) -> float | None:
         """A parameter's value; None if no level has one."""
@@ -47,16 +63,23 @@ class Part:
 class SlicedModel:
     """The slices laid over a model's tensors.
 
+    A filter speaks of the names in the base's files, as mergekit's do. A tensor that is made of several is caught
+    by a filter that is a part of all of them, and has a value if all of them have the same.
+
     Args:
         places: the model's tensors.
         layers: the model's number of layers.
+        made_of: the model's tensors -> the names in the base's files that they are made of.
     """
 
-    def __init__(self, parts: Sequence[Part], places: Mapping[str, Place], layers: int) -> None:
+    def __init__(self, parts: Sequence[Part], places: Mapping[str, Place], layers: int, made_of: MadeOf) -> None:
         self.parts = parts
         self.places = places
         self.layers = layers
-        self._groups = group_filters(places)
+        self.made_of = made_of
+        plain = all(names == (tensor,) for tensor, names in made_of.items())
+        # The filters of module groups are made from the live names.
+        self._groups: Mapping[str, list[str]] = group_filters(places) if plain else {}
 
     def table(self, parameter: str, experts: Sequence[str]) -> dict[str, dict[str, Values]]:
         """A recipe's table of one parameter, with the same value for every tensor: see `canonical.Table`.
@@ -71,7 +94,9 @@ class SlicedModel:
         own: dict[str, dict[str, Values]] = {}
         waiting = dict(self.places)
         for key, filters in self._keys(parameter, experts):
-            caught = {n: p for n, p in waiting.items() if key == ANY or any(part in n for part in filters)}
+            if key in rows:  # an earlier filter has caught all that it matches
+                continue
+            caught = {name: place for name, place in waiting.items() if self._catches(key, filters, name)}
             waiting = {name: place for name, place in waiting.items() if name not in caught}
             rows[key] = {}
             for expert in experts:
@@ -90,12 +115,27 @@ class SlicedModel:
             if named := _as_groups(filters[place:], self._groups):
                 groups, cut = named, place
                 break
-        patterns = [(self._pattern(part), [part]) for part in filters[:cut]]
+        patterns = [(pattern, [part]) for part in filters[:cut] for pattern in self._patterns(part)]
         return [*patterns, *((group, self._groups[group]) for group in groups), (ANY, [])]
 
-    def _pattern(self, part: str) -> str:
-        """A filter as a recipe's key: a tensor's whole name is its own key, a part of a name becomes a pattern."""
-        return literal(part) if [n for n in self.places if part in n] == [part] else f"*{literal(part)}*"
+    def _catches(self, key: str, filters: Sequence[str], name: str) -> bool:
+        """Whether a row of the table catches a tensor."""
+        if key == ANY:
+            return True
+        caught = any(self._is_part(part, name) for part in filters)
+        return caught and (not is_pattern(key) or fnmatchcase(name, key))
+
+    def _is_part(self, part: str, name: str) -> bool:
+        """Whether a filter is a part of all names in the files that a tensor is made of."""
+        return all(part in own for own in self.made_of[name])
+
+    def _patterns(self, part: str) -> list[str]:
+        """A filter as keys of a recipe, which match the live names of the tensors that it catches."""
+        caught = [name for name in self.places if self._is_part(part, name)]
+        short = f"*{literal(part)}*"
+        if caught != [part] and [name for name in self.places if fnmatchcase(name, short)] == caught:
+            return [short] if caught else []
+        return patterns_of(caught, self.places)
 
     def _row(
         self, parameter: str, expert: str, filters: Sequence[str], caught: Mapping[str, Place]
@@ -125,10 +165,32 @@ class SlicedModel:
     def _exact(self, parameter: str, expert: str, name: str) -> float:
         """The value that mergekit would take for one tensor."""
         part, share = self._where(self.places[name])
-        value = part.value(parameter, expert, lambda filter: filter in name, share)
-        if value is None:
-            raise MissingValueError(name, expert)
+        values: dict[float, str] = {}
+        for own in self.made_of[name]:
+            value = part.value(parameter, expert, partial(contains, own), share)
+            if value is None:
+                raise MissingValueError(own, expert)
+            values.setdefault(value, own)
+        if len(values) > 1:
+            raise SplitValueError(self._split_fault(part.levels[parameter, expert], name, [*values.values()]))
+        (value,) = values
         return value
+
+    def _split_fault(self, settings: Iterable[Setting], name: str, parts: Sequence[str]) -> str:
+        """What is wrong where a filter tells the parts of one tensor from each other.
+
+        Args:
+            settings: the parameter's settings.
+            name: the live tensor.
+            parts: names in the files with different values.
+        """
+        filters = [both for setting in settings for both in setting.filters.items()]
+        path, part = next((p, f) for p, f in filters if len({f in own for own in parts}) > 1)
+        yes, no = sorted(parts[:2], key=lambda own: part not in own)
+        return (
+            f"{path}: {part!r} picks {yes} and not {no}, but transformers makes one tensor of them, {name}, which "
+            "has one value; give both the same"
+        )
 
     def _where(self, place: Place) -> tuple[Part, Fraction]:
         """The slice of a tensor, and the share of the slice's layers that lie before it."""
@@ -139,9 +201,9 @@ class SlicedModel:
         return part, Fraction(place.layer - part.start, last) if last else Fraction(1)
 
 
-def literal(text: str) -> str:
-    """A text as a shell pattern that matches just it."""
-    return re.sub(r"([*?[])", r"[\1]", text)
+def contains(name: str, part: str) -> bool:
+    """Whether a filter is a part of a name in the files."""
+    return part in name
 
 
 def _filled(
@@ -158,7 +220,7 @@ def _as_groups(filters: Sequence[str], groups: Mapping[str, list[str]]) -> list[
     """The module groups that filters stand for, one group after the other; None if a filter is left over."""
     named, rest = [], list(filters)
     for module in MODULES:
-        own = groups[module]
+        own = groups.get(module, [])
         if own and rest[: len(own)] == own:
             named.append(module)
             rest = rest[len(own) :]

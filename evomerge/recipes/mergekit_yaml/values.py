@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -18,9 +18,16 @@ Matches = Callable[[str], bool]  # tells whether a filter matches
 
 @dataclass(frozen=True)
 class Setting:
-    """One value as mergekit writes it: filters, tried in order (None matches all), with their gradients."""
+    """One value as mergekit writes it: filters, tried in order (None matches all), with their gradients.
+
+    Attributes:
+        filters: the path in the file of each filter in `rows` -> the filter.
+        unreached: the paths of those that stand after a value without a filter, so that they never count.
+    """
 
     rows: tuple[tuple[str | None, tuple[float, ...]], ...]
+    filters: Mapping[str, str] = field(default_factory=dict, compare=False)
+    unreached: tuple[str, ...] = field(default=(), compare=False)
 
     def at(self, matches: Matches, share: Fraction) -> float | None:
         """The value at a share of the way through the slice's layers; None where no filter matches."""
@@ -56,7 +63,7 @@ def parse(value: Any, path: str, fault_of: Callable[[float], str | None]) -> tup
     if not isinstance(conditions, list) or not any(isinstance(item, Mapping) for item in conditions):
         gradient, faults = _gradient(value, path, fault_of)
         return Setting(((None, gradient),)) if not faults else None, faults
-    rows, faults = [], []
+    rows, paths, faults = [], [], []
     for position, item in enumerate(conditions):
         here = f"{path}[{position}]" if isinstance(value, list) else path
         if not isinstance(item, Mapping):
@@ -72,8 +79,12 @@ def parse(value: Any, path: str, fault_of: Callable[[float], str | None]) -> tup
         gradient, wrong = _gradient(item["value"], f"{here}.value", fault_of)
         faults += wrong
         rows.append((None if part in ("", "*") else part, gradient))
+        paths.append(f"{here}.filter")
+    if faults:
+        return None, faults
     last = next((place for place, (part, _) in enumerate(rows) if part is None), len(rows))
-    return Setting(tuple(rows[: last + 1])) if not faults else None, faults
+    filters = {path: part for path, (part, _) in zip(paths[:last], rows[:last], strict=True) if part is not None}
+    return Setting(tuple(rows[: last + 1]), filters, tuple(paths[last + 1 :])), []
 
 
 _KEYS = ("filter", "value")

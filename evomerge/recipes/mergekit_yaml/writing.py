@@ -34,7 +34,7 @@ def write(recipe: Recipe, names: Iterable[str]) -> str | None:
     dialect = DIALECTS[recipe.method]
     based = dialect.base == "base" or recipe.options[recipe.method].get("task_vectors", False)
     models = [*([recipe.base] if based else []), *recipe.experts.values()]
-    references = [_reference(source) for source in models]
+    references = [reference(source) for source in models]
     if any(reference in references[:place] for place, reference in enumerate(references)):
         return None
     if not _has_all(recipe, dialect):
@@ -65,7 +65,7 @@ def _has_all(recipe: Recipe, dialect: Dialect) -> bool:
     return True
 
 
-def _reference(source: Source) -> Any:
+def reference(source: Source) -> Any:
     """A checkpoint as mergekit names it; `+` and `@` would be read as an adapter's and a revision's."""
     if "+" not in str(source) and "@" not in source.model:
         return str(source)
@@ -109,7 +109,7 @@ def _config(
     config: dict[str, Any] = {"merge_method": recipe.method}
     named = dialect.base != "optional" or options["task_vectors"]
     if named:
-        config["base_model"] = _reference(recipe.base)
+        config["base_model"] = reference(recipe.base)
     options.pop("task_vectors", None)
     config["slices"] = [
         _slice(recipe, rows, references, start, stop) for start, stop in _equal_layers(recipe, rows)
@@ -122,7 +122,7 @@ def _config(
     if recipe.vocabulary == "union":
         config["tokenizer_source"] = "union"
     elif recipe.vocabulary == "base" or not named:
-        config["tokenizer_source"] = "base" if named else _reference(recipe.base)
+        config["tokenizer_source"] = "base" if named else reference(recipe.base)
     return config
 
 
@@ -144,7 +144,8 @@ def _slice(
 
     def value(name: str, expert: str) -> Any:
         """A number, or mergekit's list of filters with a last value for the rest."""
-        values = [(part, at_place(recipe.parameters[name][key][expert], start)) for part, key in rows[name]]
+        number = int if name in DIALECTS[str(recipe.method)].whole else float
+        values = [(part, number(at_place(recipe.parameters[name][key][expert], start))) for part, key in rows[name]]
         if len(values) == 1:
             return values[0][1]
         return [{"filter": part, "value": at} if part else {"value": at} for part, at in values]

@@ -37,6 +37,23 @@ _SHARD = "4GB"  # the greatest size of a weights file
 
 
 @dataclass(frozen=True)
+class Merges:
+    """The merges, one after another, of which a model is the last one's result. The results before it are gone.
+
+    Attributes:
+        text: the file with all of them, in which local models have absolute paths.
+        shown: the same without paths of this machine.
+        models: the models that are no results, as they stand in the file.
+        weights: the name of each result before the last -> the hash of its weights.
+    """
+
+    text: str
+    shown: str
+    models: tuple[str, ...]
+    weights: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Origin:
     """What is known of a model besides its recipe.
 
@@ -44,11 +61,13 @@ class Origin:
         weights_sha256: the hash of the weights that were scored; None if it is not known.
         scores: the trial's number and scores; None if the model is no trial of a study.
         certificate: the result of `evomerge certify` for the same recipe; None if there is none.
+        merges: the merges of a file of several; None where the recipe says all.
     """
 
     weights_sha256: str | None = None
     scores: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
+    merges: Merges | None = None
 
 
 def write(
@@ -73,7 +92,8 @@ def write(
     """
     recipe = built.recipe
     _write_model(folder, bench, built)
-    (folder / "recipe.yaml").write_text(files.recipe_to_yaml(recipe), encoding="utf-8")
+    if origin.merges is None:  # else its parents are gone, and the recipe would name folders that are not there
+        (folder / "recipe.yaml").write_text(files.recipe_to_yaml(recipe), encoding="utf-8")
     if mergekit is not None:
         (folder / "mergekit.yaml").write_text(mergekit, encoding="utf-8")
     about = {
@@ -83,12 +103,15 @@ def write(
         "certificate": origin.certificate,
         "tensors": dict(tensors),
     }
+    if origin.merges:
+        about["merges"] = dict(origin.merges.weights)
     if built.training_records:
         about["training"] = dict(built.training_records)
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     sees = getattr(built.model.config, "vision_config", None) is not None
     told = (digest, origin.scores, origin.certificate, tensors)
-    card = model_card(recipe, *told, mergekit=mergekit is not None, sees=sees)
+    merges = (origin.merges.shown, origin.merges.models) if origin.merges else None
+    card = model_card(recipe, *told, mergekit=mergekit is not None, sees=sees, merges=merges)
     card.save(folder / "README.md")
 
 

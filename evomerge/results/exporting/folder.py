@@ -21,7 +21,7 @@ from evomerge.recipes.recipe import Recipe
 from evomerge.results.exporting import contents
 from evomerge.results.exporting.comparing import compare
 from evomerge.results.exporting.contents import Origin
-from evomerge.results.exporting.recipe_files import read_recipe
+from evomerge.results.exporting.recipe_files import read_recipe, silent
 from evomerge.studies.candidates import operating
 from evomerge.studies.candidates.setup import Setup, open_inputs
 from evomerge.studies.candidates.workbench import Workbench
@@ -48,14 +48,17 @@ def export_trial(plan: Plan, trial: Trial, out: Path, progress: Progress) -> Pat
     return _write(recipe, plan.survey, setup, out, progress, origin=origin)
 
 
-def export_recipe(path: Path, out: Path, progress: Progress) -> Path:
+def export_recipe(path: Path, out: Path, progress: Progress, note: Progress = silent) -> Path:
     """Builds the model of a recipe file or mergekit configuration in a new folder, and returns the folder's path.
+
+    Args:
+        note: is told what stands in the file and changes nothing.
 
     Raises:
         ConfigError: the file has faults.
         CheckpointError: a checkpoint is missing, does not fit, or is not the one the recipe names.
     """
-    recipe, survey = read_recipe(path, progress)
+    recipe, survey = read_recipe(path, progress, note)
     # A step that has been trained needs neither texts nor teachers again.
     steps = [step for step in recipe.operators if step.delta is None]
     operating.check_operators(survey.base, survey.experts, steps)
@@ -70,6 +73,7 @@ def build(
     *,
     deltas: Path | None = None,
     watch: Watch = unwatched,
+    origin: Origin = _UNKNOWN,
 ) -> Path:
     """Builds the model of a recipe in a new folder, and returns the folder's path.
 
@@ -79,6 +83,7 @@ def build(
         progress: is told of each step.
         deltas: the folder of the tensors that its training operators left, where they have trained already.
         watch: is told of the steps of training, see `operators.Context`.
+        origin: what is known of the model besides its recipe.
 
     Raises:
         CandidateError: the model cannot be built.
@@ -88,7 +93,8 @@ def build(
         progress(NOTE + note)
     cache = out.parent / f".{out.name}.tables"
     try:
-        return _write(recipe, survey, _setup(recipe, survey, cache, deltas), out, progress, watch=watch)
+        setup = _setup(recipe, survey, cache, deltas)
+        return _write(recipe, survey, setup, out, progress, origin=origin, watch=watch)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
 
@@ -145,6 +151,8 @@ def _write(
     digest = _sound_digest(bench.merger.weights, origin.weights_sha256)
     # mergekit merges files as they are, so converted tensors and adapters cannot be expressed in its configuration.
     mergekit = mergekit_yaml.write(built.recipe, survey.names) if survey.plain else None
+    if origin.merges:
+        mergekit = origin.merges.text
     progress("writing")
     with writing.saving(out):
         aside.mkdir(parents=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ def model_card(
     *,
     mergekit: bool,
     sees: bool = False,
+    merges: tuple[str, Sequence[str]] | None = None,
 ) -> ModelCard:
     """The README.md of an exported folder: what the model is, how it was made, and what it scores.
 
@@ -34,9 +35,10 @@ def model_card(
         tensors: what was merged, kept and left out, in words.
         mergekit: whether the folder has a mergekit.yaml.
         sees: whether the model takes images.
+        merges: the text of the file of several merges that the model is the last of, and the models in it.
     """
-    models = [recipe.base, *recipe.experts.values()]
-    hub = [source.model for source in models if not Path(source.model).is_absolute()]
+    models = merges[1] if merges else [one.model for one in (recipe.base, *recipe.experts.values())]
+    hub = [model for model in models if not Path(model).is_absolute()]
     data = ModelCardData(
         library_name="transformers",
         tags=["merge", "evomerge"],
@@ -57,7 +59,13 @@ def model_card(
     if certificate is not None:
         parts += ["## Scores on held-out documents", _certificate_table(certificate), certificate["verdict"]]
         parts += certificate.get("warnings", [])
-    parts += [
+    parts += _merges(merges[0], digest) if merges else _recipe(recipe, digest, mergekit=mergekit)
+    return ModelCard("\n\n".join(parts) + "\n")
+
+
+def _recipe(recipe: Recipe, digest: str, *, mergekit: bool) -> list[str]:
+    """The recipe, and how to build the model again."""
+    parts = [
         "## Recipe",
         f"Recipe `{recipe.sha256}`, weights `{digest}`. `evomerge merge recipe.yaml OUT` builds the same bits.",
         f"```yaml\n{_portable(recipe)}```",
@@ -67,7 +75,17 @@ def model_card(
             "`mergekit.yaml` is the nearest configuration for mergekit. It draws other masks and breaks ties "
             "in magnitude otherwise, so its weights differ for the methods that drop elements."
         )
-    return ModelCard("\n\n".join(parts) + "\n")
+    return parts
+
+
+def _merges(text: str, digest: str) -> list[str]:
+    """The merges that led to the model, and how to build it again."""
+    return [
+        "## Merges",
+        f"The last of several merges; the results before it were not kept. Weights `{digest}`. `evomerge merge "
+        "mergekit.yaml OUT` makes them all again, to the same bits.",
+        f"```yaml\n{text}```",
+    ]
 
 
 def _what_followed(recipe: Recipe) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from evomerge import plugins
+from evomerge.errors import CandidateError
 from evomerge.merging import methods
 from evomerge.recipes.parameters import Parameter
 from tests.helpers.merging import merge
@@ -329,6 +330,37 @@ def test_passthrough_scales_the_expert() -> None:
 def test_weights_that_are_all_zero_give_numbers_all_the_same() -> None:
     base = torch.randn(8, generator=torch.Generator().manual_seed(0))
     experts = {"a": _neighbour(base, 1), "b": _neighbour(base, 2)}
-    for name in ("linear", "nuslerp", "multislerp", "karcher", "task_arithmetic", "ties"):
+    for name in ("nuslerp", "karcher", "task_arithmetic", "ties"):
         merged = merge(name, base, experts, weight=0.0, density=0.5)
         assert bool(torch.isfinite(merged).all()), name
+
+
+@pytest.mark.parametrize("method", ["linear", "multislerp"])
+def test_an_average_of_weights_that_add_up_to_zero_is_refused(method: str) -> None:
+    base = torch.zeros(4)
+    experts = {"a": torch.ones(4), "b": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    for weight in ({"a": 0.5, "b": -0.5}, {"a": 0.0, "b": 0.0}):
+        with pytest.raises(CandidateError, match=r"the weights add up to 0 \("):
+            merge(method, base, experts, weight=weight)
+        merged = merge(method, base, experts, {"normalize": False}, weight=weight)
+        assert bool(torch.isfinite(merged).all())
+
+
+def test_more_steps_of_karcher_come_nearer_to_the_mean_and_a_coarse_tolerance_stops_early() -> None:
+    generator = torch.Generator().manual_seed(0)
+    experts = {name: torch.randn(3, generator=generator) for name in "abcd"}
+    vectors = torch.stack([one / one.norm() for one in experts.values()]).double()
+
+    def slope(**parameters: float) -> float:
+        """How far the squared arcs to the vectors are from being shortest."""
+        mean = merge("karcher", torch.zeros(3), experts, **parameters).double()
+        mean = mean / mean.norm()
+        along = (vectors @ mean).clamp(-1, 1)
+        arcs = along.arccos()
+        return float(((arcs / arcs.sin())[:, None] * (vectors - along[:, None] * mean)).mean(0).norm())
+
+    start, one, ten, many = (slope(max_iter=steps, tol=0.0) for steps in (0.0, 1.0, 10.0, 1000.0))
+    assert start > one > ten > many
+    assert many < 1e-6
+    assert slope(tol=0.12) == start
+    assert slope(max_iter=1000.0, tol=1e-9) < 1e-6

@@ -34,23 +34,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a misspelt key of a model": ({**TIES, "models": [{"model": "a", "wieght": 1}]}, "models[0].wieght: is no key"),
     "a misspelt parameter": (
         {**TIES, "models": [*TIES["models"], {"model": "org/b", "parameters": {"wieght": 1, "weight": 1}}]},
-        "models[1].parameters.wieght: mergekit's ties has no such parameter. Did you mean 'weight'?",
-    ),
-    "a parameter of the whole beside a model": (
-        {**TIES, "models": [{"model": "a", "parameters": {"weight": 1, "lambda": 1}}]},
-        "models[0].parameters.lambda: holds for all models, and mergekit passes it over here; move it up",
-    ),
-    "a parameter that mergekit lacks": (
-        sliced([[0, 4], [0, 4]], parameters={"lambda": 0.5}),
-        "parameters.lambda: mergekit's sce has no such parameter",
-    ),
-    "weights of karcher": (
-        {"merge_method": "karcher", "models": [{"model": "a", "parameters": {"weight": 1}}, {"model": "b"}]},
-        "models[0].parameters.weight: mergekit's karcher has no such parameter",
-    ),
-    "another number of steps": (
-        {"merge_method": "karcher", "models": [{"model": "a"}], "parameters": {"max_iter": 20}},
-        "parameters.max_iter: is 10 in evomerge; remove it",
+        "models[1].parameters.wieght: mergekit has no such parameter. Did you mean 'weight'?",
     ),
     "another eps": (
         {"merge_method": "multislerp", "models": [{"model": "a"}], "parameters": {"eps": "1e-6", "weight": 1}},
@@ -120,16 +104,57 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "an unknown method": ({**TIES, "merge_method": "tiess"}, "merge_method: evomerge has no method 'tiess'"),
     "a method that we lack": ({**TIES, "merge_method": "ramplus_tl"}, "merge_method: evomerge has no method"),
-    "modules": (
+    "another module": (
         {"merge_method": "ties", "modules": {"text": {"models": []}}},
-        "modules: evomerge merges whole language models; give `models` or `slices`",
+        "modules: names text; evomerge merges whole language models, whose one module is 'default'",
     ),
+    "several modules": (
+        {"merge_method": "ties", "modules": {"default": {"models": []}, "vision": {"models": []}}},
+        "modules: names vision; evomerge merges whole language models",
+    ),
+    "a module beside models": (
+        {**TIES, "modules": {"default": {"models": TIES["models"]}}},
+        "modules.default.models: give one of `models`, `slices` and `modules`",
+    ),
+    "a module of nothing": (
+        {**TIES, "models": None, "modules": {"default": {"models": []}}},
+        "modules.default.models: is empty",
+    ),
+    "a fault in a module": (
+        {
+            **TIES,
+            "models": None,
+            "modules": {"default": {"models": [{"model": "org/a", "parameters": {"density": 0.5}}]}},
+        },
+        "modules.default.models[0].parameters.weight: is missing; ties needs it",
+    ),
+    "a fault in a slice of a module": (
+        {
+            "merge_method": "sce",
+            "base_model": "org/base",
+            "modules": {"default": {"slices": sliced([[0, 2], [0, 2]])["slices"]}},
+        },
+        "modules.default.slices[0].sources[0].layer_range: ends at 2, but the base has 4",
+    ),
+    "a filter that matches nothing": (
+        with_weight([{"filter": "self_atn", "value": 1}, {"value": 0}]),
+        "models[0].parameters.weight[0].filter: 'self_atn' matches no tensor in the base's files. Did you mean "
+        "'self_attn'?",
+    ),
+    "a parameter outside of parameters": (
+        {**TIES, "normalize": False},
+        "normalize: is no key here, and mergekit passes it over; move it into `parameters`",
+    ),
+    "a seed that is no number": ({**TIES, "random_seed": "x"}, "random_seed: Input should be a valid integer"),
     "several merges": (
         {"merge_method": "ties", "merges": [{}, {}]},
         "merges: evomerge makes one model of one file",
     ),
-    "models and slices": ({**sliced([[0, 4], [0, 4]]), "models": TIES["models"]}, "models: give either"),
-    "neither": ({"merge_method": "ties", "base_model": "x"}, "models: give either `models` or `slices`"),
+    "models and slices": ({**sliced([[0, 4], [0, 4]]), "models": TIES["models"]}, "models: give one of"),
+    "neither": (
+        {"merge_method": "ties", "base_model": "x"},
+        "models: give one of `models`, `slices` and `modules`",
+    ),
     "no models": ({"merge_method": "ties", "base_model": "x", "models": []}, "models: is empty"),
     "stacked layers": (
         sliced([[0, 3], [0, 3]], [[1, 4], [1, 4]]),
