@@ -149,8 +149,10 @@ def _write(
     bench = Workbench(setup)
     built = bench.build(recipe, watch)
     digest = _sound_digest(bench.merger.weights, origin.weights_sha256)
-    # mergekit merges files as they are, so converted tensors and adapters cannot be expressed in its configuration.
-    mergekit = mergekit_yaml.write(built.recipe, survey.names) if survey.plain else None
+    # mergekit merges files as they are, so converted tensors and adapters cannot be expressed in its configuration,
+    # and it counts a head that is numbered on after the layers as a layer.
+    alike = survey.plain and not survey.carried
+    mergekit = mergekit_yaml.write(built.recipe, survey.names) if alike else None
     if origin.merges:
         mergekit = origin.merges.text
     progress("writing")
