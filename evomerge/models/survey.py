@@ -28,7 +28,7 @@ class Survey:
         plain: whether all models are merged as their files have them: no adapter, and no tensor converted.
         places: tensor that is merged -> where it sits.
         made_of: tensor that is merged -> the names in the base's files that it is made of.
-        tied: second name of a tied parameter -> its first name, by which it is merged.
+        unmerged: names of the base's tensors that are not merged under these names -> why, in words.
         carried: the base's tensors that the live model does not build; those that are not in `places` are kept.
         left_out: expert -> those of its tensors that the base has not.
         notes: what people should know of how the checkpoints are read and do not agree, a line each.
@@ -44,7 +44,7 @@ class Survey:
     plain: bool
     places: dict[str, Place] = field(repr=False)
     made_of: dict[str, tuple[str, ...]] = field(repr=False)
-    tied: dict[str, str] = field(repr=False)
+    unmerged: dict[str, str] = field(repr=False)
     carried: list[str] = field(default_factory=list, repr=False)
     left_out: dict[str, list[str]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
@@ -53,11 +53,6 @@ class Survey:
     def names(self) -> list[str]:
         """The names of all tensors that are merged."""
         return list(self.places)
-
-    def unmerged(self) -> dict[str, str]:
-        """Names of the base's tensors that are not merged under these names -> why, in words."""
-        kept = {name: "no expert has it" for name in self.carried if name not in self.places}
-        return {**kept, **{second: f"it is tied to {first}" for second, first in self.tied.items()}}
 
     def told(self) -> dict[str, str]:
         """What is merged, what is kept as the base has it, and what of the experts is left out, in words."""
@@ -117,8 +112,16 @@ def survey_models(
         plain=inputs.plain,
         places=inputs.places,
         made_of=inputs.made_of(),
-        tied=inputs.skeleton.tied,
+        unmerged=_unmerged(inputs),
         carried=inputs.carried,
         left_out=inputs.left_out,
         notes=inputs.notes,
     )
+
+
+def _unmerged(inputs: Inputs) -> dict[str, str]:
+    """Names of the base's tensors that are not merged under these names -> why, in words."""
+    live = inputs.skeleton
+    kept = dict.fromkeys((*live.shapes, *live.buffers, *inputs.carried), "it is kept as the base has it")
+    tied = {second: f"it is tied to {first}" for second, first in live.tied.items()}
+    return {name: why for name, why in {**kept, **tied}.items() if name not in inputs.shapes}

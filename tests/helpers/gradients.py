@@ -73,7 +73,7 @@ def everything(method: str, options: Mapping[str, bool] | None = None, **changes
     fixed: dict[str, Any] = dict(options or {})
     for parameter in module.PARAMETERS:
         if parameter.name not in methods.differentiable(module):
-            fixed[parameter.name] = SELECTING[parameter.name]
+            fixed[parameter.name] = SELECTING.get(parameter.name, parameter.default)
             continue
         low, high = (NEARSWAP if method == "nearswap" else RANGES)[parameter.name]
         per = ["layer", "module", *(["expert"] if parameter.per_expert else [])]

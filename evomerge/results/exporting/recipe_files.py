@@ -86,8 +86,7 @@ def read_mergekit(
     base = relocate(config.base, Path.cwd())
     experts = {name: relocate(source, Path.cwd()) for name, source in config.experts.items()}
     survey = survey_models(base, experts, config.dtype or "auto", progress, config.vocabulary)
-    unmerged = survey.unmerged()
-    recipe = config.recipe(survey.places, survey.made_of, survey.dtype, unmerged)
-    for line in (*config.notes, *config.idle_filters(survey.made_of, unmerged)):
+    recipe = config.recipe(survey.places, survey.made_of, survey.dtype, survey.unmerged)
+    for line in (*config.notes, *config.idle_filters(survey.made_of, survey.unmerged)):
         note(f"{where}: {line}")
     return recipe.model_copy(update={"base": survey.base, "experts": dict(sorted(survey.experts.items()))}), survey
