@@ -23,6 +23,7 @@ from transformers.activations import ACT2FN
 from evomerge.errors import CheckpointError
 from evomerge.models.configs import CONFIG, config_of
 from evomerge.models.input import Input
+from evomerge.models.layer_settings import setting
 
 # Keys of no merged model's forward pass: training, names, extra heads, and what other checks compare.
 _MOOT = re.compile(
@@ -126,7 +127,7 @@ def _changes_meaning(key: str, config: Any, own: Any) -> bool:
 
 def _alike(key: str, config: Any, own: Any, *, greatest: float) -> bool:
     """Whether a key names activations in both configs whose values differ by `greatest` at most."""
-    first, second = (getattr(one, key, None) for one in (config, own))
+    first, second = (setting(one, key) for one in (config, own))
     known = all(isinstance(name, str) and name in ACT2FN for name in (first, second))
     if not known or not _ACTIVATION.search(key):
         return False
@@ -141,7 +142,7 @@ def _differences(config: Any, own: Any) -> Iterator[tuple[str, str]]:
     common = inspect.signature(PreTrainedConfig).parameters
     other = inspect.signature(type(config)).parameters
     names = [name for name in inspect.signature(type(own)).parameters if name in other and name not in common]
-    first, second = ({name: getattr(one, name, None) for name in names} for one in (config, own))
+    first, second = ({name: setting(one, name) for name in names} for one in (config, own))
     first, second = dict(_flat(first)), dict(_flat(second))
     for key in dict.fromkeys((*second, *first)):
         if any(_MOOT.search(part) for part in key.split(".")):
@@ -173,7 +174,7 @@ def _differing_ids(folder: Path, config: Any, base: Path, own: Any) -> list[str]
     first, second = _generation(folder), _generation(base)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         mine, theirs = (
-            generation.get(key, getattr(one, key, None)) for generation, one in ((first, config), (second, own))
+            generation.get(key, setting(one, key)) for generation, one in ((first, config), (second, own))
         )
         if mine != theirs and mine is not None:
             lines.append(f"{key} {_shown(mine)} (the base {_shown(_MISSING if theirs is None else theirs)})")

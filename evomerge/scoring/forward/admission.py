@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from evomerge.errors import CheckpointError, first_line
+from evomerge.models.layer_settings import by_layer
 from evomerge.scoring.forward.caches import keys_values, path_cache
 from evomerge.scoring.forward.masks import TreeMasks
 from evomerge.scoring.forward.walk import last_hidden
@@ -67,13 +68,13 @@ def describe(model: Any) -> TreeMasks | None:
     """The masks that a model's configuration asks for; None where it shows that masks cannot do."""
     text = model.config.get_text_config()
     takes = inspect.signature(model.base_model.forward).parameters
-    if not all(name in takes for name in _TAKES) or any(getattr(text, name, None) for name in _BY_COLUMN):
+    if not all(name in takes for name in _TAKES) or any(any(by_layer(text, name)) for name in _BY_COLUMN):
         return None
     if looks_at_length(model):
         return None
-    window = getattr(text, "sliding_window", None)
+    window, *others = set(by_layer(text, "sliding_window"))
     kinds = sorted(set(getattr(text, "layer_types", None) or ()))
-    if not set(kinds) <= set(_KINDS):
+    if others or not set(kinds) <= set(_KINDS):
         return None
     if len(kinds) > 1:
         windows: dict[str, int | None] = {"full_attention": None, "sliding_attention": window}
