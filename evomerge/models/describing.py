@@ -8,7 +8,6 @@ from evomerge.models.configs import check_config
 from evomerge.models.conversion import converted_shapes
 from evomerge.models.input import Input
 from evomerge.models.loading import Skeleton, empty_model
-from evomerge.models.tensor_names import TOWERS, module_of
 from evomerge.models.unbuilt import unbuilt
 
 
@@ -33,9 +32,9 @@ def describe_input(model: Input, base: Input, live: Skeleton) -> None:
         model.shapes, model.dtypes = {**base.shapes, **model.adapter.shapes}, base.dtypes
         return
     check_config(model, live)
-    lacking = [name for name in live.shapes if name not in model.shapes]
-    model.converts = any(module_of(name) not in TOWERS for name in lacking)
-    converted = converted_shapes(model, live) if model.converts else model.shapes
+    lacking = any(name not in model.shapes for name in live.shapes)
+    converted = converted_shapes(model, live) if lacking else model.shapes
+    model.converts = any(name in converted and name not in model.held for name in live.shapes)
     model.unbuilt = frozenset(_unbuilt(model, live))
     if model.converts:
         model.shapes = {**converted, **{name: model.held.shapes[name] for name in model.unbuilt}}

@@ -47,7 +47,9 @@ def check_reads_text(model: Any) -> None:
             f"{name} cannot be scored, because it does not take text alone: {first_line(error)}"
         ) from error
     tolerance = 1e-2 if model.dtype == torch.float32 else 1e-1
-    if whole.shape[:2] != ids.shape or bool((whole[:, :5] - part).norm() > tolerance * part.norm()):
+    if whole.shape[:2] != ids.shape:
+        raise CheckpointError(f"{name} cannot be scored, because it does not give logits for each token of a text")
+    if bool((whole[:, :5] - part).norm() > tolerance * part.norm()):
         raise CheckpointError(
             f"{name} cannot be scored, because what it says of a token depends on the tokens after it; "
             "log-likelihoods and generated text need a causal language model"
