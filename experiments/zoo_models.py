@@ -70,6 +70,14 @@ def build_family(architecture: Architecture, folder: Path) -> Any:
     return model
 
 
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors in a folder's files."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
 def _carry(model: Any, path: Path) -> None:
     """Adds a tensor that published checkpoints have and transformers leaves aside: one of a multi-token head."""
     for pattern in model._keys_to_ignore_on_load_unexpected or ():
