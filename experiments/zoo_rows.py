@@ -6,7 +6,10 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
+import transformers
 import zoo_models
 from zoo_models import Architecture
 
@@ -43,6 +46,7 @@ def build(one: Architecture, home: Path) -> Row:
     row, start = Row(one.name, one.kind), time.perf_counter()
     try:
         model = zoo_models.build_family(one, home)
+        _check_load(one, home / "base", model)
         row.tensors = len(zoo_models.tensors_of(home / "base"))
     except Exception as error:
         row.result, row.problems = "unbuilt", [told(error)]
@@ -53,6 +57,18 @@ def build(one: Architecture, home: Path) -> Row:
             row.notes.append(f"not run by a text alone: {told(error)}")
     row.seconds = time.perf_counter() - start
     return row
+
+
+def _check_load(one: Architecture, folder: Path, model: Any) -> None:
+    """Checks that transformers loads the model that it has saved.
+
+    Raises:
+        ValueError: it loads another one.
+    """
+    loaded = getattr(transformers, one.kind).from_pretrained(folder).state_dict()
+    state = model.state_dict()
+    if apart := [name for name in state if name not in loaded or not torch.equal(state[name], loaded[name])]:
+        raise ValueError(f"transformers saves it and loads it with {len(apart)} other tensors, such as {apart[0]}")
 
 
 def told(error: BaseException) -> str:
