@@ -47,7 +47,7 @@ QUICK = (
     *("qwen3_5", "qwen2_5_vl", "gemma4", "llava", "idefics3"),
 )
 
-_SECONDS = 180  # that one architecture may take
+_SECONDS = 300  # that one architecture may take
 _WIDTHS = (26, 38, 7, 8, 9)
 
 Work = Callable[[Architecture, Path], Row]

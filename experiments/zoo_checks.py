@@ -22,7 +22,6 @@ import zoo_models
 import zoo_rows
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from safetensors.torch import load_file
 from transformers import AutoConfig
 from zoo_models import EXPERTS, Architecture
 from zoo_rows import Row, told
@@ -137,7 +136,7 @@ class _Inspection:
 
     def _one_expert(self) -> None:
         out = export_recipe(self._write("one", **_ONE), self.home / "one", _silent)
-        wanted, found = (load_file(folder / "model.safetensors") for folder in (self.home / "ant", out))
+        wanted, found = map(zoo_models.tensors_of, (self.home / "ant", out))
         faults = _names_apart(wanted, found)
         common = [name for name in wanted if name in found]
         if wrong := [name for name in common if not torch.equal(wanted[name], found[name])]:
@@ -157,7 +156,7 @@ class _Inspection:
             experts = dict([*bench.setup.experts.items()][: method.EXPERTS[1] or 2])
             values = {p.name: _VALUES[p.name] for p in method.PARAMETERS if p.default is None}
             bench.merger.apply(_recipe(bench, method=name, parameters=values, experts=experts))
-            state = bench.model.state_dict()
+            state = bench.model.state_dict() | bench.merger.weights.merged
             if bad := [key for key, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
                 broken[name] = _some(bad)
         if broken:
@@ -165,7 +164,7 @@ class _Inspection:
 
     def _exported(self) -> Path:
         out = export_recipe(self._write("two", **_TWO), self.home / "two", _silent)
-        base, found = (load_file(folder / "model.safetensors") for folder in (self.home / "base", out))
+        base, found = map(zoo_models.tensors_of, (self.home / "base", out))
         faults = _names_apart(base, found)
         for what in ("shape", "dtype"):
             common = [name for name in base if name in found]

@@ -70,11 +70,19 @@ def build_family(architecture: Architecture, folder: Path) -> Any:
     return model
 
 
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors in a folder's files."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
 def _carry(model: Any, path: Path) -> None:
     """Adds a tensor that published checkpoints have and transformers leaves aside: one of a multi-token head."""
     for pattern in model._keys_to_ignore_on_load_unexpected or ():
         if re.search(r"mtp|layers\\.\d", pattern):
-            stem = pattern.replace(r"\.", ".").replace("(^|.)", "").replace(".*", "").strip("^.")
+            stem = re.sub(r"\([^)]*\)\??|\.\*", "", pattern.replace(r"\.", ".")).strip("^.")
             tensors = load_file(path) | {f"{stem}.carried.weight": torch.randn(4, 4)}
             save_file(tensors, path, metadata={"format": "pt"})
             return
@@ -131,6 +139,7 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
         more["decoder_input_ids"] = ids
     if "use_cache" in takes:
         more["use_cache"] = False
+    torch.manual_seed(0)  # a model of diffusion begins with noise
     result: torch.Tensor = model(input_ids=ids, **more).logits
     return result
 

@@ -20,6 +20,16 @@ _GEMMA4_ASSISTANT = {
         "num_kv_shared_layers": 2,
     },
 }
+_DOTS3 = {
+    "num_key_value_heads": 4,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_q_lora_rank": 8,
+    "swa_kv_lora_rank": 8,
+    "swa_head_dim": 16,
+    "swa_qk_nope_head_dim": 8,
+    "swa_v_head_dim": 8,
+}
 _QWEN4 = {
     "eos_token_id": 1,
     "indexer_n_heads": 2,
@@ -39,7 +49,10 @@ _COMPASS = {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _R
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
-    "chameleon": {"vocabulary_map": {"<image>": 30, "IMGIMGAZ": 31, "IMGIMGBZ": 32}},
+    "chameleon": {
+        "vq_config": {"channel_multiplier": [1, 2]},
+        "vocabulary_map": {"<image>": 30, "IMGIMGAZ": 31, "IMGIMGBZ": 32},
+    },
     "cohere_compass": {"text_config": _COMPASS},
     "cohere_compass_text": _COMPASS,
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
@@ -47,15 +60,34 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "dots3_note": {"text_config": {"num_key_value_heads": 4}},
-    "dots3_note_text": {"num_key_value_heads": 4},
-    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}}},
+    "dots3_note": {"text_config": _DOTS3},
+    "dots3_note_text": _DOTS3,
+    "ernie4_5_vl_moe": {
+        "text_config": {
+            "rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]},
+            "moe_intermediate_size": [32, 16],
+        }
+    },
     "emu3": {
+        "vq_config": {"channel_multiplier": [1, 2], "num_res_blocks": 1},
         "vocabulary_map": {
             "<image>": 30,
             "<|extra_200|>": 31,
             "<|visual token 000000|>": 32,
             "<|visual token 000001|>": 33,
+        },
+    },
+    "florence2": {
+        "vision_config": {
+            "depths": [1, 1],
+            "patch_size": [7, 3],
+            "patch_stride": [4, 2],
+            "patch_padding": [3, 1],
+            "patch_prenorm": [False, True],
+            "embed_dim": [16, 32],
+            "num_heads": [2, 4],
+            "num_groups": [2, 4],
+            "window_size": 4,
         }
     },
     "gemma4_assistant": _GEMMA4_ASSISTANT,

@@ -6,9 +6,11 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
+import transformers
 import zoo_models
-from safetensors.torch import load_file
 from zoo_models import Architecture
 
 from evomerge.errors import one_line
@@ -44,7 +46,8 @@ def build(one: Architecture, home: Path) -> Row:
     row, start = Row(one.name, one.kind), time.perf_counter()
     try:
         model = zoo_models.build_family(one, home)
-        row.tensors = len(load_file(home / "base" / "model.safetensors"))
+        _check_load(one, home / "base", model)
+        row.tensors = len(zoo_models.tensors_of(home / "base"))
     except Exception as error:
         row.result, row.problems = "unbuilt", [told(error)]
     else:
@@ -56,7 +59,21 @@ def build(one: Architecture, home: Path) -> Row:
     return row
 
 
+def _check_load(one: Architecture, folder: Path, model: Any) -> None:
+    """Checks that transformers loads the model that it has saved.
+
+    Raises:
+        ValueError: it loads another one.
+    """
+    loaded = getattr(transformers, one.kind).from_pretrained(folder).state_dict()
+    state = model.state_dict()
+    if apart := [name for name in state if name not in loaded or not torch.equal(state[name], loaded[name])]:
+        raise ValueError(f"transformers saves it and loads it with {len(apart)} other tensors, such as {apart[0]}")
+
+
 def told(error: BaseException) -> str:
-    """An exception in one line, with the place in the code that raised it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{one_line(error)[:200]} ({Path(frame.filename).name}:{frame.lineno})"
+    """An exception in one line, with the place in the code that raised it and the last place in evomerge."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "evomerge" in Path(frame.filename).parts]
+    places = dict.fromkeys(f"{Path(frame.filename).name}:{frame.lineno}" for frame in [*ours[-1:], frames[-1]])
+    return f"{one_line(error)[:200]} ({', '.join(places)})"
