@@ -89,9 +89,10 @@ def _compare(model: Input, config: Any, base: Input, own: Any, *, ids: bool) -> 
     """
     text, own_text = config.get_text_config(), own.get_text_config()
     path = model.folder / CONFIG
-    # The text part of a model with towers goes by another name than the text model that it was made of.
-    alone = text is config and own_text is own
-    if text.model_type != own_text.model_type and alone:
+    # A class of a folder's own, and the text part of a model with towers, go by other names than the text model
+    # that they were made of.
+    named = text is config and own_text is own and all(map(_is_transformers, (text, own_text)))
+    if text.model_type != own_text.model_type and named:
         return [
             f"{model.where}: {path} describes a {text.model_type} model, and the base is {own_text.model_type}: "
             "tensors of the same names mean something else; merge models of one architecture"
@@ -114,6 +115,11 @@ def _compare(model: Input, config: Any, base: Input, own: Any, *, ids: bool) -> 
     if ids and (lines := _differing_ids(model.folder, text, base.folder, own_text)):
         notes.append(f"{model.where}: has {', '.join(lines)}; the merged model has the base's")
     return [], notes
+
+
+def _is_transformers(config: Any) -> bool:
+    """Whether a config's class is one of transformers' own."""
+    return type(config).__module__.startswith("transformers.")
 
 
 def _changes_meaning(key: str, config: Any, own: Any) -> bool:
