@@ -6,8 +6,9 @@ from typing import Any
 
 from evomerge.errors import CheckpointError
 from evomerge.models.checkpoints import CODES
+from evomerge.models.file_names import targets
 from evomerge.models.input import Input
-from evomerge.models.loading import Skeleton, read_config
+from evomerge.models.loading import Skeleton, empty_model, read_config
 from evomerge.models.tensor_names import TOWERS, module_of, some
 
 CONFIG = "config.json"
@@ -61,7 +62,11 @@ def _refuse_headless(model: Input, config: Any, live: Skeleton) -> None:
     """Refuses a model without a head whose config does not tie the head to the embedding."""
     lacking = [name for name in live.shapes if name not in model.held and module_of(name) not in TOWERS]
     tied = any(getattr(one, "tie_word_embeddings", False) for one in (config, config.get_text_config()))
-    if lacking and set(lacking) <= set(live.rows[1:]) and not tied:
+    if not lacking or tied or not set(lacking) <= set(live.rows[1:]):
+        return
+    made = empty_model(model.folder, model.where, trust=model.source.trusted)
+    renamed = {target for _, every in targets(made, model.held) for target in every}
+    if not renamed.issuperset(lacking):  # GPT-NeoX's files call the head embed_out
         raise CheckpointError(
             f"{model.where}: {model.folder} lacks {some(lacking)}, and its {CONFIG} does not tie the head to the "
             "embedding, so that transformers would fill it with random numbers; set tie_word_embeddings: true "
