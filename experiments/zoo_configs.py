@@ -35,7 +35,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(max_position_embeddings|n_positions|n_ctx|max_seq_len|max_\w+_positions|context_length|rel_extent)", 64),
     (r"original_max_position_embeddings", 32),
     (r"first_k_dense_replace|num_dense_layers|num_nextn_predict_layers", 1),
-    (r"num_kv_shared_layers|num_mem_blocks", 0),
+    (r"num_kv_shared_layers", 0),
     (r".*sliding_window(_size)?|window_size|.*attention_chunk_size|attention_window_size", _HEAD),
     (r".*state_size|.*d_state|(mamba_)?chunk_size|block_size|index_block_size", _HEAD),
     (r"image_size|max_image_size|max_img_size|resolution", 16),

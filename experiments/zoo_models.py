@@ -118,11 +118,17 @@ def _is_conv_state(name: str) -> bool:
 
 @torch.no_grad()
 def _disturb(model: Any) -> None:
-    """Adds noise to every floating-point tensor, saved buffers included; variances stay positive."""
-    for tensor in _floats(model).values():
-        finite = torch.isfinite(tensor)
-        noise = 0.05 * torch.randn_like(tensor) * (1 + tensor.abs().where(finite, 0.0)).clamp(max=2.0)
-        tensor.copy_(torch.where(finite, tensor + torch.where(tensor > 0, noise.abs(), noise), tensor))
+    """Adds noise to every floating-point tensor, saved buffers included.
+
+    Variances stay positive, and the zeros of buffers that are masks stay zeros.
+    """
+    buffers = dict(model.named_buffers())
+    for name, tensor in _floats(model).items():
+        fixed = ~torch.isfinite(tensor)
+        if name in buffers and tensor.dim() > 1:
+            fixed |= tensor == 0
+        noise = 0.05 * torch.randn_like(tensor) * (1 + tensor.abs().where(~fixed, 0.0)).clamp(max=2.0)
+        tensor.copy_(torch.where(fixed, tensor, tensor + torch.where(tensor > 0, noise.abs(), noise)))
 
 
 def prompt() -> torch.Tensor:
