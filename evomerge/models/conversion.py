@@ -22,6 +22,11 @@ _FAULTS = {
     "mismatched_keys": "has {} in other shapes than its config.json says; copy it again",
 }
 
+_HEADLESS = (
+    "lacks {}, and its config.json does not tie the head to the embedding, so that transformers would fill it with "
+    "random numbers; set tie_word_embeddings: true there if the model ties them, else copy it again"
+)
+
 
 def converted_shapes(model: Input, live: Skeleton) -> dict[str, tuple[int, ...]]:
     """The tensors that transformers makes out of a folder's tensors, with their shapes. Reads headers alone.
@@ -46,10 +51,6 @@ def converted_shapes(model: Input, live: Skeleton) -> dict[str, tuple[int, ...]]
         for name, shape in model.held.shapes.items()
     }
     made = empty_model(model.folder, model.where, trust=model.source.trusted)
-    if getattr(made.config, "quantization_config", None):
-        raise CheckpointError(
-            f"{model.where}: {model.folder} is a quantized checkpoint; give the float16, bfloat16 or float32 one"
-        )
     with _complaining(model):
         loaded, info = type(made).from_pretrained(
             None,
@@ -80,6 +81,7 @@ def _check_loaded(model: Input, info: Mapping[str, Any], live: Skeleton) -> None
         names = [name for name in names if model.held.shapes.get(name) != ()]
         if key == "missing_keys":
             names = [name for name in names if name not in live.buffers and module_of(name) not in TOWERS]
+            text = _HEADLESS if names and set(names) <= set(live.rows[1:]) else text
         if names:
             raise CheckpointError(f"{model.where}: {model.folder} {text.format(some(names))}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evomerge.models import adapter_settings, adapters
 from evomerge.models.adapters import Adapter
-from evomerge.models.configs import check_config
+from evomerge.models.configs import refuse_quantized
 from evomerge.models.conversion import converted_shapes
 from evomerge.models.input import Input
 from evomerge.models.loading import Skeleton, empty_model
@@ -31,7 +31,7 @@ def describe_input(model: Input, base: Input, live: Skeleton) -> None:
         )
         model.shapes, model.dtypes = {**base.shapes, **model.adapter.shapes}, base.dtypes
         return
-    check_config(model, live)
+    refuse_quantized(model)
     lacking = any(name not in model.shapes for name in live.shapes)
     converted = converted_shapes(model, live) if lacking else model.shapes
     model.converts = any(name in converted and name not in model.held for name in live.shapes)
