@@ -55,6 +55,7 @@ class Inputs:
         shapes: the shapes of all tensors that are merged: the live model's parameters, tied ones once, and the
             saved buffers and carried tensors that the base and an expert have.
         carried: the base's tensors that the live model does not build.
+        kept: the base's tensors that stay: no expert has them, or they are whole numbers.
         left_out: expert -> those of its tensors that the base has not.
         rows: the number of rows that the live model's vocabulary has to be resized to; None if it is right.
         added: the tokens that the base's tokenizer needs besides its own -> their ids.
@@ -93,6 +94,7 @@ class Inputs:
         self.carried = sorted(self._base.unbuilt)
         self._optional = self._found_in_base()
         self.shapes = {name: self._tokens.resized(name, shape) for name, shape in self._merged().items()}
+        self.kept = [name for name in dict.fromkeys((*self._optional, *self.carried)) if name not in self.shapes]
         self.left_out = {name: left for name in sorted(experts) if (left := self._left_out(self._models[name]))}
         matched = {name: self._filled(self._tokens.matched(name)) for name in ("", *sorted(experts))}
         fitting.check_fit(matched.pop(""), matched, self.shapes, self.skeleton.rows)

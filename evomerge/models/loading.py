@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from evomerge.models.live_weights import saved_buffers
 
 # Keeps transformers from adding an adapter that lies beside a model's weights: it is looked for in this folder.
 _NO_ADAPTER = {"subfolder": "no adapter"}
+_ALIGNMENT = 64  # bytes
 _TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -115,7 +116,18 @@ def load_model(folder: Path, dtype: str, device: str, rows: int | None = None, *
         model = whole_model(folder, trust, dtype=getattr(torch, dtype))
         if rows is not None:
             model.resize_token_embeddings(rows, mean_resizing=False)
+    _align(model)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _align(model: Any) -> None:
+    """Moves parameters to where matrix products read best; elsewhere they round otherwise.
+
+    transformers leaves them where they lie in a mapped file, at a place that the length of its header decides.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % _ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
 def load_tokenizer(folder: Path, *, trust: bool = False) -> Any:
@@ -187,8 +199,8 @@ def skeleton(folder: Path, where: str = "base", *, trust: bool = False) -> Skele
     model = empty_model(folder, where, trust=trust)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     every = list(model.named_parameters(remove_duplicate=False))
-    head = model.get_output_embeddings()
-    per_token = (model.get_input_embeddings().weight, getattr(head, "weight", None), getattr(head, "bias", None))
+    head, embedding = (_part(read) for read in (model.get_output_embeddings, model.get_input_embeddings))
+    per_token = (getattr(embedding, "weight", None), getattr(head, "weight", None), getattr(head, "bias", None))
     parameters, buffers = dict(model.named_parameters()), saved_buffers(model)
     return Skeleton(
         shapes={name: tuple(p.shape) for name, p in parameters.items() if p.is_floating_point()},
@@ -211,5 +223,13 @@ def text_modules(model: Any) -> tuple[str, str]:
     A name is empty where transformers does not tell the module.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    decoder, head = _part(model.get_decoder), _part(model.get_output_embeddings)
     return (names.get(id(decoder), ""), names.get(id(head), ""))
+
+
+def _part(read: Callable[[], Any]) -> Any:
+    """A part of a model; None where the model does not tell it."""
+    try:
+        return read()
+    except (NotImplementedError, AttributeError):
+        return None

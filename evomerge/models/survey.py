@@ -29,7 +29,8 @@ class Survey:
         places: tensor that is merged -> where it sits.
         made_of: tensor that is merged -> the names in the base's files that it is made of.
         unmerged: names of the base's tensors that are not merged under these names -> why, in words.
-        carried: the base's tensors that the live model does not build; those that are not in `places` are kept.
+        carried: the base's tensors that the live model does not build.
+        kept: the base's tensors that stay: no expert has them, or they are whole numbers.
         left_out: expert -> those of its tensors that the base has not.
         notes: what people should know of how the checkpoints are read and do not agree, a line each.
     """
@@ -46,6 +47,7 @@ class Survey:
     made_of: dict[str, tuple[str, ...]] = field(repr=False)
     unmerged: dict[str, str] = field(repr=False)
     carried: list[str] = field(default_factory=list, repr=False)
+    kept: list[str] = field(default_factory=list, repr=False)
     left_out: dict[str, list[str]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
@@ -60,8 +62,8 @@ class Survey:
         told = {"merged": f"{len(self.places)} tensors"}
         if set(merged) != {"text"}:
             told["merged"] += f" ({', '.join(f'{merged[one]} {one}' for one in ('text', *TOWERS) if merged[one])})"
-        if kept := [name for name in self.carried if name not in self.places]:
-            told["kept_from_the_base"] = f"{len(kept)} tensors that no expert has: {some(kept)}"
+        if self.kept:
+            told["kept_from_the_base"] = f"{len(self.kept)} tensors: {some(self.kept)}"
         if self.left_out:
             left = (f"{name}'s {some(tensors)}" for name, tensors in self.left_out.items())
             told["left_out"] = f"what the base has not: {'; '.join(left)}"
@@ -114,6 +116,7 @@ def survey_models(
         made_of=inputs.made_of(),
         unmerged=_unmerged(inputs),
         carried=inputs.carried,
+        kept=inputs.kept,
         left_out=inputs.left_out,
         notes=inputs.notes,
     )

@@ -29,17 +29,19 @@ _LENGTH_DEPENDENT = ("dynamic", "longrope")  # ropes that look at the longest ro
 
 @torch.no_grad()
 def check_reads_text(model: Any) -> None:
-    """Checks that a model takes text alone, and that no token's logits depend on what follows the token.
+    """Checks that a model takes text alone, gives each token logits that do not depend on what follows the token,
+    and gives the same ones again.
 
     Raises:
-        CheckpointError: it needs more than text, or looks ahead.
+        CheckpointError: it needs more than text, looks ahead, or draws.
         torch.OutOfMemoryError: memory ran out, which says nothing of the model.
     """
     name = type(model).__name__
     try:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         ids = torch.arange(2, 10, device=model.device)[None] % vocabulary
-        whole, part = (model(input_ids=row, use_cache=False).logits.float() for row in (ids, ids[:, :5]))
+        rows = (ids, ids, ids[:, :5])
+        whole, again, part = (model(input_ids=row, use_cache=False).logits.float() for row in rows)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model raises that wants an image, or another input
@@ -49,6 +51,8 @@ def check_reads_text(model: Any) -> None:
     tolerance = 1e-2 if model.dtype == torch.float32 else 1e-1
     if whole.shape[:2] != ids.shape:
         raise CheckpointError(f"{name} cannot be scored, because it does not give logits for each token of a text")
+    if bool((whole - again).norm() > tolerance * whole.norm()):
+        raise CheckpointError(f"{name} cannot be scored, because it does not answer the same text twice alike")
     if bool((whole[:, :5] - part).norm() > tolerance * part.norm()):
         raise CheckpointError(
             f"{name} cannot be scored, because what it says of a token depends on the tokens after it; "
