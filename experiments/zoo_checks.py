@@ -29,6 +29,7 @@ from zoo_rows import Row, told
 from evomerge import plugins
 from evomerge.errors import CheckpointError, ConfigError
 from evomerge.merging import methods
+from evomerge.models.loading import align
 from evomerge.models.source import Source
 from evomerge.models.survey import survey_models
 from evomerge.recipes.recipe import Recipe
@@ -191,6 +192,7 @@ class _Inspection:
         model, info = getattr(transformers, self.one.kind).from_pretrained(folder, output_loading_info=True)
         if lost := info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]:
             raise _WrongError(f"{folder.name} loads without {_some(sorted(map(str, lost)))}")
+        align(model)  # as the live model is: products of matrices round by where these lie
         return model.eval()
 
     def _likelihoods(self, bench: Workbench) -> None:

@@ -120,13 +120,14 @@ def _is_conv_state(name: str) -> bool:
 def _disturb(model: Any) -> None:
     """Adds noise to every floating-point tensor, saved buffers included.
 
-    Variances stay positive, and the zeros of buffers that are masks stay zeros.
+    Variances stay positive, the zeros of buffers that are masks stay zeros, and so do marks of -1, which
+    transformers puts back when it loads them.
     """
     buffers = dict(model.named_buffers())
     for name, tensor in _floats(model).items():
         fixed = ~torch.isfinite(tensor)
-        if name in buffers and tensor.dim() > 1:
-            fixed |= tensor == 0
+        if name in buffers:
+            fixed |= tensor == (0 if tensor.dim() > 1 else -1)
         noise = 0.05 * torch.randn_like(tensor) * (1 + tensor.abs().where(~fixed, 0.0)).clamp(max=2.0)
         tensor.copy_(torch.where(fixed, tensor, tensor + torch.where(tensor > 0, noise.abs(), noise)))
 

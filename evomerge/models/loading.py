@@ -116,11 +116,11 @@ def load_model(folder: Path, dtype: str, device: str, rows: int | None = None, *
         model = whole_model(folder, trust, dtype=getattr(torch, dtype))
         if rows is not None:
             model.resize_token_embeddings(rows, mean_resizing=False)
-    _align(model)
+    align(model)
     return model.to(device).eval().requires_grad_(False)
 
 
-def _align(model: Any) -> None:
+def align(model: Any) -> None:
     """Moves parameters to where matrix products read best; elsewhere they round otherwise.
 
     transformers leaves them where they lie in a mapped file, at a place that the length of its header decides.
@@ -199,7 +199,7 @@ def skeleton(folder: Path, where: str = "base", *, trust: bool = False) -> Skele
     model = empty_model(folder, where, trust=trust)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     every = list(model.named_parameters(remove_duplicate=False))
-    head, embedding = (_part(read) for read in (model.get_output_embeddings, model.get_input_embeddings))
+    head, embedding = (known_part(read) for read in (model.get_output_embeddings, model.get_input_embeddings))
     per_token = (getattr(embedding, "weight", None), getattr(head, "weight", None), getattr(head, "bias", None))
     parameters, buffers = dict(model.named_parameters()), saved_buffers(model)
     return Skeleton(
@@ -223,11 +223,11 @@ def text_modules(model: Any) -> tuple[str, str]:
     A name is empty where transformers does not tell the module.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    decoder, head = _part(model.get_decoder), _part(model.get_output_embeddings)
+    decoder, head = known_part(model.get_decoder), known_part(model.get_output_embeddings)
     return (names.get(id(decoder), ""), names.get(id(head), ""))
 
 
-def _part(read: Callable[[], Any]) -> Any:
+def known_part(read: Callable[[], Any]) -> Any:
     """A part of a model; None where the model does not tell it."""
     try:
         return read()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from typing import Any
 
 from lm_eval.api.instance import Instance
 
 from evomerge.errors import ConfigError
 from evomerge.models.known_tokens import unknown_token
+from evomerge.models.loading import known_part
 from evomerge.scoring.forward.requests import GenerationRequest, LikelihoodRequest
 from evomerge.scoring.lm_eval_parts import NotingModel, generation_options
 
@@ -29,8 +31,8 @@ class Encoder(NotingModel):
         self._known: dict[tuple[str, bool | None], list[int]] = {}
         copied = copy.deepcopy(tokenizer)
         super().__init__(pretrained=model, tokenizer=copied, backend="causal", max_length=longest)
-        head = model.get_output_embeddings()
-        self._read = model.get_input_embeddings().weight.shape[0]
+        head, embedding = known_part(model.get_output_embeddings), known_part(model.get_input_embeddings)
+        self._read = sys.maxsize if embedding is None else embedding.weight.shape[0]
         self._written = self._read if head is None else head.weight.shape[0]
 
     def check_tokens(self, task: str, instance: Instance, request: LikelihoodRequest | GenerationRequest) -> None:

@@ -69,8 +69,9 @@ class Engine:
         self._budgets = Budget(tokens), Budget(8 * tokens)
         rows = [len(one.row) for one in likelihoods]
         longest = max([*rows, *(len(one.prompt) + one.max_tokens for one in generations)], default=0)
-        if longest:
-            admission.check_reads_text(model)
+        texts = (*(one.row for one in likelihoods), *(one.prompt for one in generations))
+        if len(text := max(texts, key=len, default=())) > 1:
+            admission.check_reads_text(model, text)
         shortcut = longest > 0 and head.shortcut_holds(model, head.finisher(model.config))
         masks = admission.find_masks(model, longest) if shortcut else None
         self._packed = Packed(model, likelihoods, self._budgets[0], masks, shortcut=shortcut)
