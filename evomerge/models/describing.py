@@ -43,7 +43,8 @@ def describe_input(model: Input, base: Input, live: Skeleton) -> None:
 
 def _unbuilt(model: Input, live: Skeleton) -> list[str]:
     """The tensors in a folder that its own class does not build, or the live one where the folder has no config."""
-    if (model.folder / "config.json").is_file():
-        return unbuilt(empty_model(model.folder, model.where, trust=model.source.trusted), model.held)
     known = {*live.shapes, *live.buffers, *live.tied, *live.whole_numbers}
-    return [name for name in model.held if name not in known]
+    rest = [name for name in model.held if name not in known]
+    if not rest or not (model.folder / "config.json").is_file():
+        return rest
+    return unbuilt(empty_model(model.folder, model.where, trust=model.source.trusted), model.held)
