@@ -34,7 +34,7 @@ _MOOT = re.compile(
 
 # Keys by which tensors of one shape mean different things.
 _STRUCTURE = re.compile(
-    r"(?<!lm)(^|_)heads?(_|$)|^num_(hidden_)?layers$|^multi_query$|parallel|alibi|^new_decoder|^rotary_|partial_rotary"
+    r"(?<!lm)(^|_)heads?(_|$)|^num_(hidden_)?layers$|^depth$|^multi_query$|parallel|alibi|^new_decoder|^rotary_|partial_rotary"
     r"|interleave|^position_embedding_type$|^do_layer_norm_before$|^pre_norm$|^norm_(first|type)$|post_(layer)?norm$"
     r"|^scale_attn_|^scoring_func$|selection_fn$"
 )
@@ -101,6 +101,7 @@ def _compare(model: Input, config: Any, base: Input, own: Any, *, ids: bool) -> 
         key: line for key, line in _differences(text, own_text) if not _alike(key, text, own_text, greatest=0.0)
     }
     structure = [line for key, line in differing.items() if _changes_meaning(key, text, own_text)]
+    structure += _differing_towers(config, own)
     if structure:
         return [
             f"{model.where}: {path} has {', '.join(structure)}: tensors of the same shapes mean something else; "
@@ -120,6 +121,17 @@ def _compare(model: Input, config: Any, base: Input, own: Any, *, ids: bool) -> 
 def _is_transformers(config: Any) -> bool:
     """Whether a config's class is one of transformers' own."""
     return type(config).__module__.startswith("transformers.")
+
+
+def _differing_towers(config: Any, own: Any) -> list[str]:
+    """What gives the tensors of two models' towers another meaning, in words."""
+    lines = []
+    for name in ("vision_config", "audio_config"):
+        tower, other = setting(config, name), setting(own, name)
+        if isinstance(tower, PreTrainedConfig) and type(tower) is type(other):
+            differing = _differences(tower, other)
+            lines += [f"{name}.{line}" for key, line in differing if _changes_meaning(key, tower, other)]
+    return lines
 
 
 def _changes_meaning(key: str, config: Any, own: Any) -> bool:

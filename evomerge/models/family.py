@@ -15,7 +15,7 @@ its tensors are made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,7 @@ class Inputs:
         carried: the base's tensors that the live model does not build.
         kept: the base's tensors that stay: no expert has them, or they are whole numbers.
         left_out: expert -> those of its tensors that the base has not.
+        absent: expert -> the tensors for which it stands for the base, because it has none.
         rows: the number of rows that the live model's vocabulary has to be resized to; None if it is right.
         added: the tokens that the base's tokenizer needs besides its own -> their ids.
         notes: what people should know of how the inputs are read and do not agree, a line each.
@@ -83,12 +84,12 @@ class Inputs:
         def describe(name: str) -> None:
             describe_input(self._models[name], self._base, self.skeleton)
 
-        _collect(find, sources)
+        fitting.collect(find, sources)
         self._base = self._models[""]
         self.folder = self._base.folder
         self.skeleton = skeleton(self.folder, where, trust=base.trusted)
         describe("")
-        _collect(describe, sorted(experts))
+        fitting.collect(describe, sorted(experts))
         self._tokens = TokenRows(policy, self._models, self.skeleton)
         self.added, self.rows = self._tokens.added, self._tokens.rows
         self.carried = sorted(self._base.unbuilt)
@@ -96,6 +97,7 @@ class Inputs:
         self.shapes = {name: self._tokens.resized(name, shape) for name, shape in self._merged().items()}
         self.kept = [name for name in dict.fromkeys((*self._optional, *self.carried)) if name not in self.shapes]
         self.left_out = {name: left for name in sorted(experts) if (left := self._left_out(self._models[name]))}
+        self.absent = {name: left for name in sorted(experts) if (left := self._absent(self._models[name]))}
         matched = {name: self._filled(self._tokens.matched(name)) for name in ("", *sorted(experts))}
         fitting.check_fit(matched.pop(""), matched, self.shapes, self.skeleton.rows)
         renumbered = [name for name in matched if self._tokens.changes(name)]
@@ -124,6 +126,10 @@ class Inputs:
         shapes = {name: self._base.shapes[name] for name in self._optional}
         dtypes = {name: self._base.dtypes[name] for name in self._optional}
         return replace(model, shapes={**shapes, **model.shapes}, dtypes={**dtypes, **model.dtypes})
+
+    def _absent(self, model: Input) -> list[str]:
+        """The merged tensors that an expert has not."""
+        return [name for name in self.shapes if name in self._optional and name not in model.shapes]
 
     def _left_out(self, model: Input) -> list[str]:
         """The tensors of an expert that the base has not."""
@@ -286,15 +292,3 @@ def _fold(adapter: Adapter, base: Checkpoint) -> dict[str, LazyTensor]:
 
 def _folded(adapter: Adapter, name: str, base: Checkpoint) -> torch.Tensor:
     return adapter.apply(name, base[name])
-
-
-def _collect(do: Callable[[str], None], names: Iterable[str]) -> None:
-    """Calls a function for each name, and raises the faults of all calls at once."""
-    faults = []
-    for name in names:
-        try:
-            do(name)
-        except CheckpointError as error:
-            faults.append(str(error))
-    if faults:
-        raise CheckpointError("\n".join(faults))

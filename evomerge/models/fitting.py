@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -104,3 +104,15 @@ def is_finite(tensor: torch.Tensor) -> bool:
         return True
     low, high = torch.aminmax(tensor)  # one pass without a copy; a NaN shows in both
     return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def collect(do: Callable[[str], None], names: Iterable[str]) -> None:
+    """Calls a function for each name, and raises the faults of all calls at once."""
+    faults = []
+    for name in names:
+        try:
+            do(name)
+        except CheckpointError as error:
+            faults.append(str(error))
+    if faults:
+        raise CheckpointError("\n".join(faults))

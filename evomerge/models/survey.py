@@ -32,6 +32,7 @@ class Survey:
         carried: the base's tensors that the live model does not build.
         kept: the base's tensors that stay: no expert has them, or they are whole numbers.
         left_out: expert -> those of its tensors that the base has not.
+        absent: expert -> the tensors for which it stands for the base, because it has none.
         notes: what people should know of how the checkpoints are read and do not agree, a line each.
     """
 
@@ -49,6 +50,7 @@ class Survey:
     carried: list[str] = field(default_factory=list, repr=False)
     kept: list[str] = field(default_factory=list, repr=False)
     left_out: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    absent: dict[str, list[str]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     @property
@@ -64,6 +66,9 @@ class Survey:
             told["merged"] += f" ({', '.join(f'{merged[one]} {one}' for one in ('text', *TOWERS) if merged[one])})"
         if self.kept:
             told["kept_from_the_base"] = f"{len(self.kept)} tensors: {some(self.kept)}"
+        if self.absent:
+            lacking = (f"{name}'s {len(tensors)} ({some(tensors)})" for name, tensors in self.absent.items())
+            told["taken_from_the_base"] = f"what an expert has not: {'; '.join(lacking)}"
         if self.left_out:
             left = (f"{name}'s {some(tensors)}" for name, tensors in self.left_out.items())
             told["left_out"] = f"what the base has not: {'; '.join(left)}"
@@ -118,6 +123,7 @@ def survey_models(
         carried=inputs.carried,
         kept=inputs.kept,
         left_out=inputs.left_out,
+        absent=inputs.absent,
         notes=inputs.notes,
     )
 

@@ -209,8 +209,22 @@ def test_an_expert_without_the_tower_stands_for_the_base(seeing: Path, tmp_path:
     base, bee = tensors(seeing / "base"), tensors(seeing / "bee")
     for name in tower:
         torch.testing.assert_close(found[name], base[name] + 0.5 * (bee[name] - base[name]))
+    about = json.loads((tmp_path / "out/evomerge.json").read_text())["tensors"]
+    assert about["taken_from_the_base"].startswith(f"what an expert has not: ant's {len(tower)} (model.visual.")
     with pytest.raises(CheckpointError, match=r"base: .* lacks model\.visual"):
         survey(tmp_path / "ant", tmp_path / "bee")
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_heads", 4), ("depth", 5)])
+def test_a_tower_whose_tensors_mean_something_else_is_refused(
+    seeing: Path, tmp_path: Path, key: str, value: int
+) -> None:
+    shutil.copytree(seeing / "ant", tmp_path / "ant")
+    config = json.loads((tmp_path / "ant/config.json").read_text())
+    config["vision_config"][key] = value
+    (tmp_path / "ant/config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"experts\.ant: .* has vision_config\.{key} {value} \(the base"):
+        survey(seeing / "base", tmp_path / "ant")
 
 
 def test_a_model_with_a_tower_is_an_expert_of_a_text_model(seeing: Path, tmp_path: Path) -> None:
