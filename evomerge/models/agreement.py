@@ -10,7 +10,6 @@ rotated dimensions), the expert is refused. All other differences are notes.
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from evomerge.errors import CheckpointError
+from evomerge.files.json_mapping import read_mapping
 from evomerge.models.configs import CONFIG, config_of
 from evomerge.models.input import Input
 from evomerge.models.layer_settings import setting
@@ -189,7 +189,7 @@ def _shown(value: Any) -> str:
 def _differing_ids(folder: Path, config: Any, base: Path, own: Any) -> list[str]:
     """The token ids in which two models differ, in words; their generation configs go before their configs."""
     lines = []
-    first, second = _generation(folder), _generation(base)
+    first, second = (read_mapping(one / "generation_config.json") for one in (folder, base))
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         mine, theirs = (
             generation.get(key, setting(one, key)) for generation, one in ((first, config), (second, own))
@@ -197,12 +197,3 @@ def _differing_ids(folder: Path, config: Any, base: Path, own: Any) -> list[str]
         if mine != theirs and mine is not None:
             lines.append(f"{key} {_shown(mine)} (the base {_shown(_MISSING if theirs is None else theirs)})")
     return lines
-
-
-def _generation(folder: Path) -> dict[str, Any]:
-    """The generation config of a folder; {} where there is none."""
-    try:
-        found = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -12,7 +12,7 @@ import torch
 
 from evomerge.errors import CheckpointError
 from evomerge.models.input import Input
-from evomerge.models.loading import Skeleton, empty_model, loading, text_modules, whole_model
+from evomerge.models.loading import Skeleton, loading, text_modules, whole_model
 from evomerge.models.overlays import LazyTensor
 from evomerge.models.tensor_names import TOWERS, module_of, some
 
@@ -50,7 +50,7 @@ def converted_shapes(model: Input, live: Skeleton) -> dict[str, tuple[int, ...]]
         name: torch.empty(shape, device="meta", dtype=getattr(torch, model.dtypes[name], torch.int8))
         for name, shape in model.held.shapes.items()
     }
-    made = empty_model(model.folder, model.where, trust=model.source.trusted)
+    made = model.empty
     with _complaining(model):
         loaded, info = type(made).from_pretrained(
             None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from evomerge.errors import CheckpointError
+from evomerge.files.json_mapping import read_mapping
 
 _MAP = "auto_map"  # the key under which a folder names classes of its own
 
@@ -27,7 +27,7 @@ def refuse_custom_code(folder: Path, where: str = "", *, trust: bool) -> None:
     """
     if trust:
         return
-    config, tokenizer = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
+    config, tokenizer = read_mapping(folder / "config.json"), read_mapping(folder / "tokenizer_config.json")
     needed = []
     if config.get(_MAP) and config.get("model_type") not in CONFIG_MAPPING_NAMES:
         needed.append(("config.json", config[_MAP]))
@@ -40,15 +40,6 @@ def refuse_custom_code(folder: Path, where: str = "", *, trust: bool) -> None:
             f"({_shown(classes)}), and evomerge runs none; if you have read it and trust it, say "
             "`trust_remote_code: true` under this model in the experiment or recipe"
         )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty where there is none. Damage is for those who read the file next."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _shown(classes: Any) -> str:

@@ -7,7 +7,7 @@ from evomerge.models.adapters import Adapter
 from evomerge.models.configs import refuse_quantized
 from evomerge.models.conversion import converted_shapes
 from evomerge.models.input import Input
-from evomerge.models.loading import Skeleton, empty_model
+from evomerge.models.loading import Skeleton
 from evomerge.models.unbuilt import unbuilt
 
 
@@ -43,8 +43,7 @@ def describe_input(model: Input, base: Input, live: Skeleton) -> None:
 
 def _unbuilt(model: Input, live: Skeleton) -> list[str]:
     """The tensors in a folder that its own class does not build, or the live one where the folder has no config."""
-    known = {*live.shapes, *live.buffers, *live.tied, *live.whole_numbers}
-    rest = [name for name in model.held if name not in known]
+    rest = [name for name in model.held if name not in live.names]
     if not rest or not (model.folder / "config.json").is_file():
         return rest
-    return unbuilt(empty_model(model.folder, model.where, trust=model.source.trusted), model.held)
+    return unbuilt(model.empty, model.held)

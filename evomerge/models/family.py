@@ -133,10 +133,8 @@ class Inputs:
 
     def _left_out(self, model: Input) -> list[str]:
         """The tensors of an expert that the base has not."""
-        live = self.skeleton
-        known = {*self.carried, *live.shapes, *live.buffers, *live.tied, *live.whole_numbers}
         own = model.unbuilt | set(model.shapes) if model.converts else model.unbuilt
-        return sorted(own - known)
+        return sorted(own - self.skeleton.names - set(self.carried))
 
     def tokenizer(self) -> Any:
         """The live model's tokenizer: the base's, with the tokens that only experts have.

@@ -19,7 +19,6 @@ from transformers.core_model_loading import (
 )
 
 from evomerge.models.input import Input
-from evomerge.models.loading import empty_model
 
 
 def made_of(model: Input, merged: Iterable[str], tied: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -34,7 +33,7 @@ def made_of(model: Input, merged: Iterable[str], tied: Mapping[str, str]) -> dic
     names: dict[str, list[str]] = {name: [] for name in merged}
     if not model.converts:
         return {name: (name,) for name in names}
-    for name, every in targets(empty_model(model.folder, model.where, trust=model.source.trusted), model.held):
+    for name, every in targets(model.empty, model.held):
         for target in dict.fromkeys(tied.get(target, target) for target in every):
             if target in names:
                 names[target].append(name)

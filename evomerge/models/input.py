@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from evomerge.errors import CheckpointError
 from evomerge.models import adapter_settings, adapters, checkpoints
 from evomerge.models.adapters import Adapter
 from evomerge.models.checkpoints import Checkpoint
+from evomerge.models.loading import empty_model
 from evomerge.models.source import Source
 from evomerge.models.tensor_names import Shapes
 from evomerge.models.weight_files import has_weight_files
@@ -42,6 +45,11 @@ class Input:
     unbuilt: frozenset[str] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def empty(self) -> Any:
+        """The model that the folder's own config describes, without weights."""
+        return empty_model(self.folder, self.where, trust=self.source.trusted)
 
     def live_name(self, name: str) -> str:
         """The live model's name of a tensor that has this name in the input's own class."""

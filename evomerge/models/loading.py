@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,11 @@ class Skeleton:
     buffers: dict[str, tuple[int, ...]]
     whole_numbers: dict[str, tuple[int, ...]]
     text: tuple[str, str]
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """All names under which the model has a tensor that it saves, second names of tied ones included."""
+        return frozenset((*self.shapes, *self.tied, *self.buffers, *self.whole_numbers))
 
 
 def skeleton(folder: Path, where: str = "base", *, trust: bool = False) -> Skeleton:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from evomerge.errors import CheckpointError
+from evomerge.files.json_mapping import read_mapping
 from evomerge.models.tensor_names import some
 
 INDEX = "model.safetensors.index.json"
@@ -88,11 +89,7 @@ def has_weight_files(folder: Path) -> bool:
 
 def _named(folder: Path, where: str) -> str | None:
     """The file of weights that the folder's config names, None if it names none."""
-    try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None  # whoever needs the config says what is wrong with it
-    name = config.get(_NAMED) if isinstance(config, dict) else None
+    name = read_mapping(folder / _CONFIG).get(_NAMED)  # whoever needs the config says what is wrong with it
     if name is None:
         return None
     if not _inside(name) or not name.endswith((".safetensors", ".safetensors.index.json")):
